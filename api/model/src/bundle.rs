@@ -1,0 +1,111 @@
+//! A plan rendered for one member: objects, recipes, and the doors to probe.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::Recipe;
+use crate::snapshot::Address;
+use crate::{ClusterUid, Json, MemberId, ObjectId, PlanNumber};
+
+/// A plan rendered for one member.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bundle {
+    /// Its number.
+    pub number: PlanNumber,
+    /// Objects to hold.
+    pub objects: BTreeMap<ObjectId, BundleObject>,
+    /// Recipes of the rules whose weights an agent may change.
+    pub recipes: BTreeMap<RuleId, Recipe>,
+    /// Doors of other members that the routes lead to.
+    pub peers: BTreeMap<MemberId, Peer>,
+}
+
+/// An object to hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BundleObject {
+    /// The object, complete but for what the API server adds.
+    pub content: Json,
+    /// When it may be applied.
+    pub gate: Gate,
+    /// What may be done with what is there already.
+    pub claim: Claim,
+}
+
+/// When an object may be applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Gate {
+    /// At once.
+    #[default]
+    Open,
+    /// Only while the agent's own knock finds the door shut; withdrawn otherwise.
+    DoorShut,
+}
+
+/// What may be done with an object that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Claim {
+    /// It is wholly ours: without our label it is a conflict; it is pruned when it is not named any more.
+    #[default]
+    Whole,
+    /// The object is the member's own; we apply some fields and give them back.
+    Fields,
+}
+
+/// A rule of a rendered route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RuleId {
+    /// The rendered route.
+    pub object: ObjectId,
+    /// Index of the rule in it.
+    pub rule: u16,
+}
+
+impl std::fmt::Display for RuleId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}#{}", self.object, self.rule)
+    }
+}
+
+impl std::str::FromStr for RuleId {
+    type Err = crate::IdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = || crate::IdError::Form {
+            what: "rule",
+            value: crate::id::printable(text),
+            form: "OBJECT#RULE",
+        };
+        let (object, rule) = text.rsplit_once('#').ok_or_else(form)?;
+        Ok(Self { object: object.parse()?, rule: rule.parse().map_err(|_| form())? })
+    }
+}
+
+impl TryFrom<String> for RuleId {
+    type Error = crate::IdError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<RuleId> for String {
+    fn from(id: RuleId) -> String {
+        id.to_string()
+    }
+}
+
+/// A door of another member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its cluster.
+    pub uid: ClusterUid,
+    /// Addresses of its door.
+    pub addresses: BTreeSet<Address>,
+    /// Port of its door.
+    pub port: u16,
+    /// Name in its certificate, also the host of the probe.
+    pub server_name: String,
+    /// Its crossing CA, PEM.
+    pub ca_pem: String,
+}

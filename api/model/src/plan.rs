@@ -1,0 +1,184 @@
+//! What one member must hold: an immutable, numbered value that leaves nothing to choose.
+//!
+//! The planner decides per route and entry ([`RouteDecision`]); [`MemberPlan`] is one member's part
+//! of it. `translate::render` turns a member's plan into objects without deciding anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::GlobalRoute;
+use crate::recipe::Recipe;
+use crate::snapshot::Address;
+use crate::{ClusterUid, Json, MemberId, Note, NsName, RouteKey, ServicePort};
+
+/// What one member must hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemberPlan {
+    /// The member.
+    pub member: MemberId,
+    /// Its cluster.
+    pub uid: ClusterUid,
+    /// Global gateways as this member serves them.
+    pub gateways: BTreeMap<NsName, GatewayPlan>,
+    /// Global routes as this member serves them.
+    pub routes: BTreeMap<RouteKey, RoutePlan>,
+    /// Remote members that its routes use.
+    pub peers: BTreeMap<MemberId, PeerPlan>,
+    /// Its own door; none when it has no class for one, or nobody needs it.
+    pub door: Option<DoorPlan>,
+}
+
+/// A global gateway as one member serves it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum GatewayPlan {
+    /// A Gateway of the member's own; only the client certificate is ours.
+    Lent {
+        /// The member's Gateway.
+        local: NsName,
+    },
+    /// A Gateway that we make.
+    Created {
+        /// Class.
+        class: String,
+        /// `spec` of the global gateway, raw; class and client certificate are replaced.
+        spec: Arc<Json>,
+    },
+}
+
+/// A global route as one entry serves it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoutePlan {
+    /// The route as its user wrote it.
+    pub route: Arc<GlobalRoute>,
+    /// Gateways of the member that it attaches to.
+    pub parents: Vec<LocalParent>,
+    /// One for each rule, in the order of the spec.
+    pub rules: Vec<RulePlan>,
+}
+
+/// A Gateway of the member that a route attaches to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LocalParent {
+    /// The member's Gateway.
+    pub gateway: NsName,
+    /// Listener name.
+    pub section: Option<String>,
+    /// Listener port.
+    pub port: Option<u16>,
+}
+
+/// A rule as one entry serves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulePlan {
+    /// backendRefs in order; position = slot of the recipe.
+    pub slots: Vec<Slot>,
+    /// What the weights come from, and the weights.
+    pub recipe: Recipe,
+}
+
+/// One backendRef of a rendered rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Index of the user's backendRef that it stands for; its filters come along.
+    pub backend: u16,
+    /// Where it leads.
+    pub target: SlotTarget,
+}
+
+/// Where a backendRef leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotTarget {
+    /// As the user wrote it.
+    AsWritten,
+    /// The entry's own Service.
+    Local {
+        /// Service.
+        service: NsName,
+        /// Its port.
+        port: ServicePort,
+    },
+    /// A remote member's door.
+    Remote {
+        /// The member.
+        member: MemberId,
+        /// Service behind the door.
+        service: NsName,
+        /// Its port.
+        port: ServicePort,
+        /// `appProtocol` of that port, empty when it has none; one of [`PeerPlan::app_protocols`].
+        app_protocol: String,
+    },
+}
+
+/// A remote member as an entry sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerPlan {
+    /// Its cluster.
+    pub uid: ClusterUid,
+    /// Addresses of its door.
+    pub addresses: BTreeSet<Address>,
+    /// Port of its door.
+    pub port: u16,
+    /// Its crossing CA, PEM.
+    pub ca_pem: String,
+    /// Kinds and namespaces of the routes that use it, for the ReferenceGrant.
+    pub used_from: BTreeSet<UsedFrom>,
+    /// `appProtocol`s of the services that are used there: a port of `member-<id>` for each, so that
+    /// the entry's gateway speaks HTTP/2 where the service needs it (gRPC).
+    pub app_protocols: BTreeSet<String>,
+}
+
+/// A kind of route in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UsedFrom {
+    /// Kind of route.
+    pub kind: crate::RouteKind,
+    /// Namespace of the route.
+    pub namespace: String,
+}
+
+/// A member's own door.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoorPlan {
+    /// Class of the Gateway.
+    pub class: String,
+    /// Port of the https listener.
+    pub port: u16,
+    /// Services that other members' plans lead to.
+    pub services: BTreeSet<DoorService>,
+    /// Members that may call, with their crossing CAs (PEM).
+    pub callers: BTreeMap<MemberId, String>,
+}
+
+/// A service behind a door.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DoorService {
+    /// Namespace of the routes that lead to it: part of the capability.
+    pub from_namespace: String,
+    /// Service.
+    pub service: NsName,
+    /// Its port.
+    pub port: ServicePort,
+}
+
+/// Every entry's decision for one route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RouteDecision {
+    /// The route.
+    pub route: Arc<GlobalRoute>,
+    /// By entry; an entry that is absent does not serve the route, the notes say why.
+    pub entries: BTreeMap<MemberId, EntryDecision>,
+    /// What was left out, by member or for the route as a whole.
+    pub notes: Vec<Note>,
+}
+
+/// One entry's decision for one route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryDecision {
+    /// Gateways of the entry that the route attaches to.
+    pub parents: Vec<LocalParent>,
+    /// One for each rule.
+    pub rules: Vec<RulePlan>,
+}

@@ -1,0 +1,124 @@
+//! Capabilities: what a request must carry to pass the header door to one service.
+//!
+//! A capability is an HMAC with a key of the hub over who may call what where. It is unguessable, so a
+//! route author of another namespace cannot reach a service that was not granted. Keys come in epochs:
+//! the newest is used in new routes, doors take the newest two, so that rotation needs no moment at
+//! which everybody changes together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use fairlead_model::{ClusterUid, NsName, ServicePort};
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+
+use crate::names::{hash, hex};
+
+/// Newest epochs that doors accept.
+pub const EPOCHS_ACCEPTED: usize = 2;
+
+/// The hub's keys for capabilities, by epoch.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct CapabilityKeys {
+    /// 32 random bytes each.
+    pub epochs: BTreeMap<u32, [u8; 32]>,
+}
+
+/// Epochs only: a key in a log would open every door.
+impl fmt::Debug for CapabilityKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CapabilityKeys").field("epochs", &self.epochs.keys()).finish()
+    }
+}
+
+impl CapabilityKeys {
+    /// The epoch that new routes use; none when there is no key.
+    pub fn current(&self) -> Option<u32> {
+        self.epochs.last_key_value().map(|(epoch, _)| *epoch)
+    }
+
+    /// Epochs that doors accept, newest first.
+    pub fn accepted(&self) -> impl Iterator<Item = u32> + '_ {
+        self.epochs.keys().rev().take(EPOCHS_ACCEPTED).copied()
+    }
+}
+
+/// The capability to reach a service's port in a cluster from the routes of a namespace, 64 lower-case
+/// hexadecimal digits. None when there is no key of that epoch.
+pub fn capability(
+    keys: &CapabilityKeys,
+    epoch: u32,
+    uid: &ClusterUid,
+    from_namespace: &str,
+    service: &NsName,
+    port: ServicePort,
+) -> Option<String> {
+    let key = keys.epochs.get(&epoch)?;
+    let mut mac =
+        <Hmac<Sha256> as hmac::Mac>::new_from_slice(key).expect("HMAC takes keys of any length");
+    // Each field with its length, so that no two sets of fields run together.
+    let fields: [&[u8]; 7] = [
+        b"fairlead capability 1",
+        &epoch.to_be_bytes(),
+        uid.as_str().as_bytes(),
+        from_namespace.as_bytes(),
+        service.namespace.as_bytes(),
+        service.name.as_bytes(),
+        &port.to_be_bytes(),
+    ];
+    for field in fields {
+        mac.update(&(field.len() as u64).to_be_bytes());
+        mac.update(field);
+    }
+    Some(hex(&mac.finalize().into_bytes()))
+}
+
+/// What stands for a capability where people can read it: plans, history, logs.
+pub fn capability_id(capability: &str) -> String {
+    hash(capability)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn keys() -> CapabilityKeys {
+        CapabilityKeys { epochs: [(1, [1; 32]), (2, [2; 32]), (3, [3; 32])].into() }
+    }
+
+    fn of(epoch: u32, uid: &str, from: &str, service: &str, port: u16) -> Option<String> {
+        let uid = ClusterUid::new(uid).unwrap();
+        capability(&keys(), epoch, &uid, from, &service.parse().unwrap(), port)
+    }
+
+    #[test]
+    fn every_field_counts() {
+        let base = of(1, "u", "shop", "shop/cart", 80).unwrap();
+        assert_eq!(base.len(), 64);
+        for other in [
+            of(2, "u", "shop", "shop/cart", 80),
+            of(1, "v", "shop", "shop/cart", 80),
+            of(1, "u", "bank", "shop/cart", 80),
+            of(1, "u", "shop", "bank/cart", 80),
+            of(1, "u", "shop", "shop/card", 80),
+            of(1, "u", "shop", "shop/cart", 81),
+            // The same text, cut elsewhere.
+            of(1, "us", "hop", "shop/cart", 80),
+        ] {
+            assert_ne!(other.unwrap(), base);
+        }
+    }
+
+    #[test]
+    fn doors_accept_the_newest_two_epochs() {
+        assert_eq!(keys().current(), Some(3));
+        assert_eq!(keys().accepted().collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(of(9, "u", "shop", "shop/cart", 80), None);
+    }
+
+    #[test]
+    fn keys_are_not_printed() {
+        assert_eq!(format!("{:?}", keys()), "CapabilityKeys { epochs: [1, 2, 3] }");
+    }
+}

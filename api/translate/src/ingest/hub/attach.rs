@@ -1,0 +1,194 @@
+//! Which routes attach to which listeners, by the rules of the Gateway API.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fairlead_crds::keys;
+use fairlead_model::policy::ParentRef;
+use fairlead_model::{Json, NsName, Reason, RouteKey, RouteKind};
+
+use super::gateway::{Admission, HubGateway, Namespaces};
+use super::hostname;
+use super::verdict::{ListenerVerdict, ParentVerdict, Verdict};
+use crate::raw;
+
+/// Most parents of a route, as the Gateway API says.
+const PARENTS_MAX: usize = 32;
+
+/// What a route attaches to.
+#[derive(Debug, Default)]
+pub(super) struct Attachment {
+    /// Parents that are Gateways of ours.
+    pub(super) verdicts: Vec<ParentVerdict>,
+    /// Those that take the route.
+    pub(super) accepted: Vec<ParentRef>,
+    /// Listeners that take the route, by position.
+    pub(super) listeners: BTreeSet<(NsName, usize)>,
+}
+
+/// Attaches a route to Gateways of ours.
+pub(super) fn attach(
+    key: &RouteKey,
+    route: &Json,
+    namespace_labels: &BTreeMap<String, String>,
+    gateways: &BTreeMap<NsName, HubGateway>,
+) -> Attachment {
+    let mut attachment = Attachment::default();
+    if raw::is_deleting(route) {
+        return attachment;
+    }
+    for written in raw::list(route, "/spec/parentRefs").iter().take(PARENTS_MAX) {
+        let Some(name) = gateway_name(key, written) else { continue };
+        let Some(gateway) = gateways.get(&name) else { continue };
+        let asked = Asked { key, route, namespace_labels, gateway: &name };
+        let accepted = match section(written) {
+            Ok((section, port)) => {
+                let found = asked.find_listeners(gateway, section, port);
+                found.map(|listeners| (listeners, section.map(str::to_owned), port))
+            }
+            Err(verdict) => Err(verdict),
+        };
+        let verdict = match accepted {
+            Ok((listeners, section, port)) => {
+                attachment.listeners.extend(listeners.into_iter().map(|at| (name.clone(), at)));
+                attachment.accepted.push(ParentRef { gateway: name.clone(), section, port });
+                Verdict::Yes
+            }
+            Err(verdict) => verdict,
+        };
+        attachment.verdicts.push(ParentVerdict {
+            parent_ref: written.clone(),
+            gateway: name,
+            accepted: verdict,
+        });
+    }
+    attachment
+}
+
+/// The Gateway that a parentRef names; none when it names something else.
+fn gateway_name(key: &RouteKey, written: &Json) -> Option<NsName> {
+    let text = |name: &str| written.get(name).and_then(Json::as_str);
+    let is_gateway = text("group").unwrap_or(keys::GATEWAY_GROUP) == keys::GATEWAY_GROUP
+        && text("kind").unwrap_or("Gateway") == "Gateway";
+    let namespace = text("namespace").unwrap_or(&key.name.namespace);
+    is_gateway.then_some(NsName::new(namespace, raw::field(written, "name")?))
+}
+
+/// Section and port. What cannot be read must not mean "any".
+fn section(written: &Json) -> Result<(Option<&str>, Option<u16>), Verdict> {
+    let unreadable = |name: &str| {
+        Verdict::no(Reason::NoMatchingParent, format!("{name} of the parentRef cannot be read"))
+    };
+    let section = match written.get("sectionName") {
+        None | Some(Json::Null) => None,
+        Some(value) => Some(value.as_str().ok_or_else(|| unreadable("sectionName"))?),
+    };
+    let port = match written.get("port") {
+        None | Some(Json::Null) => None,
+        Some(_) => Some(raw::port(written, "port").ok_or_else(|| unreadable("port"))?),
+    };
+    Ok((section, port))
+}
+
+struct Asked<'a> {
+    key: &'a RouteKey,
+    route: &'a Json,
+    namespace_labels: &'a BTreeMap<String, String>,
+    gateway: &'a NsName,
+}
+
+impl Asked<'_> {
+    /// Positions of the listeners that take the route; each step that leaves none says so.
+    fn find_listeners(
+        &self,
+        gateway: &HubGateway,
+        section: Option<&str>,
+        port: Option<u16>,
+    ) -> Result<Vec<usize>, Verdict> {
+        let pairs: Vec<(usize, &ListenerVerdict, &Admission)> = gateway
+            .verdict
+            .listeners
+            .iter()
+            .zip(&gateway.doors)
+            .enumerate()
+            .map(|(at, (verdict, door))| (at, verdict, door))
+            .collect();
+        let named = narrow(
+            pairs,
+            |listener, door| {
+                section.is_none_or(|section| section == listener.name)
+                    && port.is_none_or(|port| port == door.port)
+            },
+            || (Reason::NoMatchingParent, format!("Gateway {} has no such listener", self.gateway)),
+        )?;
+        let allowed = narrow(
+            named,
+            |listener, door| listener.kinds.contains(&self.key.kind) && self.may_come(door),
+            || {
+                let RouteKey { kind, name } = self.key;
+                let message = format!("no listener takes a {kind} of namespace {}", name.namespace);
+                (Reason::NotAllowedByListeners, message)
+            },
+        )?;
+        let hostnames = self.hostnames()?;
+        let matching = narrow(
+            allowed,
+            |_, door| hostname::intersects(door.hostname.as_deref(), &hostnames),
+            || {
+                let message = "no hostname of the route fits one of a listener".to_owned();
+                (Reason::NoMatchingListenerHostname, message)
+            },
+        )?;
+        let usable = narrow(
+            matching,
+            |listener, _| listener.accepted.is_yes(),
+            || {
+                (
+                    Reason::NoMatchingParent,
+                    "the listener that fits is not accepted itself".to_owned(),
+                )
+            },
+        )?;
+        Ok(usable.into_iter().map(|(at, _, _)| at).collect())
+    }
+
+    fn may_come(&self, door: &Admission) -> bool {
+        match &door.namespaces {
+            Namespaces::All => true,
+            Namespaces::Same => self.key.name.namespace == self.gateway.namespace,
+            Namespaces::Selected(selector) => selector.matches(self.namespace_labels),
+            Namespaces::Nobody => false,
+        }
+    }
+
+    /// Hostnames of the route; empty = all. Connections without names have none.
+    fn hostnames(&self) -> Result<Vec<&str>, Verdict> {
+        match self.key.kind {
+            RouteKind::TCPRoute | RouteKind::UDPRoute => return Ok(Vec::new()),
+            RouteKind::HTTPRoute | RouteKind::GRPCRoute | RouteKind::TLSRoute => {}
+        }
+        let unreadable = || Verdict::no(Reason::UnsupportedValue, "spec.hostnames cannot be read");
+        match self.route.pointer("/spec/hostnames") {
+            None | Some(Json::Null) => Ok(Vec::new()),
+            Some(Json::Array(names)) => {
+                names.iter().map(|name| name.as_str().ok_or_else(unreadable)).collect()
+            }
+            Some(_) => Err(unreadable()),
+        }
+    }
+}
+
+type Pair<'a> = (usize, &'a ListenerVerdict, &'a Admission);
+
+fn narrow<'a>(
+    pairs: Vec<Pair<'a>>,
+    fits: impl Fn(&ListenerVerdict, &Admission) -> bool,
+    why: impl Fn() -> (Reason, String),
+) -> Result<Vec<Pair<'a>>, Verdict> {
+    let left: Vec<Pair<'a>> =
+        pairs.into_iter().filter(|(_, listener, door)| fits(listener, door)).collect();
+    if left.is_empty() {
+        let (reason, message) = why();
+        return Err(Verdict::no(reason, message));
+    }
+    Ok(left)
+}

@@ -1,0 +1,223 @@
+//! GatewayClasses and Gateways of the hub: which are ours, and what their listeners take.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fairlead_crds::keys;
+use fairlead_model::policy::{GlobalGateway, LabelSelector, Listener};
+use fairlead_model::{Json, NsName, Reason, RouteKind};
+
+use super::verdict::{ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, Verdict};
+use crate::ingest::hub::spread;
+use crate::raw;
+
+/// Most listeners, as the Gateway API says.
+const LISTENERS_MAX: usize = 64;
+
+/// A Gateway of ours: what attaches to it, what is said of it, and the model's side of it.
+pub(super) struct HubGateway {
+    /// What its status says.
+    pub(super) verdict: GatewayVerdict,
+    /// What its listeners take, in the order of the verdict.
+    pub(super) doors: Vec<Admission>,
+    /// Its place in the policy; none when it is not accepted.
+    pub(super) global: Option<GlobalGateway>,
+}
+
+/// What one listener takes.
+pub(super) struct Admission {
+    pub(super) port: u16,
+    pub(super) hostname: Option<String>,
+    pub(super) namespaces: Namespaces,
+}
+
+/// From which namespaces routes may attach.
+pub(super) enum Namespaces {
+    All,
+    Same,
+    Selected(LabelSelector),
+    /// What cannot be read lets nobody in.
+    Nobody,
+}
+
+/// GatewayClasses of our controller.
+pub(super) fn ingest_classes(classes: &BTreeMap<String, Json>) -> BTreeMap<String, ClassVerdict> {
+    let ours = |class: &&Json| {
+        raw::text(class, "/spec/controllerName") == Some(keys::CONTROLLER_NAME)
+            && !raw::is_deleting(class)
+    };
+    let verdict = |class: &Json| {
+        let has_parameters = class.pointer("/spec/parametersRef").is_some_and(Json::is_object);
+        let accepted = if has_parameters {
+            Verdict::no(Reason::UnsupportedValue, "this class takes no parametersRef; remove it")
+        } else {
+            Verdict::Yes
+        };
+        ClassVerdict { generation: raw::generation(class), accepted }
+    };
+    classes
+        .iter()
+        .filter(|(_, class)| ours(class))
+        .map(|(name, class)| (name.clone(), verdict(class)))
+        .collect()
+}
+
+/// Gateways of accepted classes of ours.
+pub(super) fn ingest_gateways(
+    gateways: &BTreeMap<NsName, Json>,
+    classes: &BTreeMap<String, ClassVerdict>,
+) -> BTreeMap<NsName, HubGateway> {
+    let is_ours = |gateway: &Json| {
+        let class = raw::text(gateway, "/spec/gatewayClassName").and_then(|name| classes.get(name));
+        class.is_some_and(|class| class.accepted.is_yes()) && !raw::is_deleting(gateway)
+    };
+    gateways
+        .iter()
+        .filter(|(_, gateway)| is_ours(gateway))
+        .map(|(name, gateway)| (name.clone(), ingest_gateway(name, gateway)))
+        .collect()
+}
+
+fn ingest_gateway(name: &NsName, gateway: &Json) -> HubGateway {
+    let mut listeners = Vec::new();
+    let mut doors = Vec::new();
+    let mut verdicts = Vec::new();
+    let mut seen = BTreeSet::new();
+    for written in raw::list(gateway, "/spec/listeners").iter().take(LISTENERS_MAX) {
+        let (Some(name), Some(port)) = (raw::field(written, "name"), raw::port(written, "port"))
+        else {
+            continue; // No API server lets such a listener in; it takes nothing.
+        };
+        if !seen.insert(name) {
+            continue;
+        }
+        let listener = Listener {
+            name: name.to_owned(),
+            port,
+            protocol: raw::field(written, "protocol").unwrap_or_default().to_owned(),
+            hostname: raw::field(written, "hostname").map(str::to_owned),
+        };
+        let (kinds, has_invalid_kinds) = kinds(&listener.protocol, written);
+        verdicts.push(ListenerVerdict {
+            name: listener.name.clone(),
+            has_invalid_kinds,
+            kinds,
+            ..ListenerVerdict::default()
+        });
+        doors.push(Admission {
+            port,
+            hostname: listener.hostname.clone(),
+            namespaces: namespaces(written),
+        });
+        listeners.push(listener);
+    }
+    judge_listeners(&listeners, &mut verdicts);
+    let accepted = if verdicts.iter().any(|listener| listener.accepted.is_yes()) {
+        Verdict::Yes
+    } else {
+        Verdict::no(Reason::UnsupportedValue, "none of its listeners can be used")
+    };
+    let usable = listeners.into_iter().zip(&verdicts).filter(|(_, v)| v.accepted.is_yes());
+    let global = accepted.is_yes().then(|| GlobalGateway {
+        name: name.clone(),
+        created_at: raw::created_at(gateway),
+        spec: Arc::new(gateway.get("spec").cloned().unwrap_or_default()),
+        listeners: usable.map(|(listener, _)| listener).collect(),
+    });
+    let verdict =
+        GatewayVerdict { generation: raw::generation(gateway), accepted, listeners: verdicts };
+    HubGateway { verdict, doors, global }
+}
+
+/// Kinds that a protocol carries.
+fn kinds_of(protocol: &str) -> &'static [RouteKind] {
+    match protocol {
+        "HTTP" | "HTTPS" => &[RouteKind::HTTPRoute, RouteKind::GRPCRoute],
+        "TLS" => &[RouteKind::TLSRoute, RouteKind::TCPRoute],
+        "TCP" => &[RouteKind::TCPRoute],
+        "UDP" => &[RouteKind::UDPRoute],
+        _ => &[],
+    }
+}
+
+/// Kinds that may attach, and whether some of those named may not.
+fn kinds(protocol: &str, listener: &Json) -> (Vec<RouteKind>, bool) {
+    let possible = kinds_of(protocol);
+    let named = raw::list(listener, "/allowedRoutes/kinds");
+    if named.is_empty() {
+        return (possible.to_vec(), false);
+    }
+    let read = |entry: &Json| {
+        let group = entry.get("group").and_then(Json::as_str).unwrap_or(keys::GATEWAY_GROUP);
+        let kind = raw::field(entry, "kind").filter(|_| group == keys::GATEWAY_GROUP)?;
+        possible.iter().copied().find(|known| known.as_str() == kind)
+    };
+    let read: Vec<Option<RouteKind>> = named.iter().map(read).collect();
+    let kinds: BTreeSet<RouteKind> = read.iter().flatten().copied().collect();
+    (kinds.into_iter().collect(), read.contains(&None))
+}
+
+fn namespaces(listener: &Json) -> Namespaces {
+    let Some(written) = listener.pointer("/allowedRoutes/namespaces") else {
+        return Namespaces::Same;
+    };
+    match written.get("from") {
+        None | Some(Json::Null) => Namespaces::Same,
+        Some(from) => match from.as_str() {
+            Some("All") => Namespaces::All,
+            Some("Same") => Namespaces::Same,
+            Some("Selector") => written
+                .get("selector")
+                .and_then(spread::ingest_selector)
+                .map_or(Namespaces::Nobody, Namespaces::Selected),
+            _ => Namespaces::Nobody,
+        },
+    }
+}
+
+/// Conflicts refuse every listener that takes part: the Gateway API lets nobody pick a winner.
+fn judge_listeners(listeners: &[Listener], verdicts: &mut [ListenerVerdict]) {
+    for (at, listener) in listeners.iter().enumerate() {
+        let others = listeners.iter().enumerate().filter(|(other, _)| *other != at);
+        let conflict =
+            others.filter_map(|(_, other)| conflict(listener, other)).min_by_key(|c| match c {
+                Conflict::Protocol => 0,
+                Conflict::Hostname => 1,
+            });
+        let verdict = &mut verdicts[at];
+        verdict.conflict = conflict;
+        if kinds_of(&listener.protocol).is_empty() {
+            let protocol = fairlead_model::id::printable(&listener.protocol);
+            verdict.accepted = Verdict::no(
+                Reason::UnsupportedProtocol,
+                format!("protocol {protocol:?} is not one of HTTP, HTTPS, TLS, TCP, UDP"),
+            );
+        } else if let Some(conflict) = conflict {
+            let what = match conflict {
+                Conflict::Protocol => "of another protocol",
+                Conflict::Hostname => "with the same hostname",
+            };
+            verdict.accepted = Verdict::no(
+                Reason::Conflicted,
+                format!("port {} has another listener {what}", listener.port),
+            );
+        }
+    }
+}
+
+fn conflict(one: &Listener, two: &Listener) -> Option<Conflict> {
+    if one.port != two.port || (one.protocol == "UDP") != (two.protocol == "UDP") {
+        return None;
+    }
+    // HTTPS and TLS both tell requests apart by SNI and may share a port.
+    let layer = |protocol: &str| match protocol {
+        "HTTPS" | "TLS" => "TLS".to_owned(),
+        other => other.to_owned(),
+    };
+    if layer(&one.protocol) != layer(&two.protocol) {
+        return Some(Conflict::Protocol);
+    }
+    let hostname =
+        |listener: &Listener| listener.hostname.as_ref().map(|name| name.to_ascii_lowercase());
+    (hostname(one) == hostname(two)).then_some(Conflict::Hostname)
+}

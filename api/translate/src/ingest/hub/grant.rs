@@ -1,0 +1,60 @@
+//! ReferenceGrants of the hub: who may refer to what in another namespace. A grant that is gone, or
+//! going, grants nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fairlead_crds::keys;
+use fairlead_model::{Json, NsName, RouteKey, RouteKind};
+
+use crate::raw;
+
+/// Who is granted, and what.
+type Entry = (RouteKind, String, String, Option<String>);
+
+/// All grants, by the namespace that grants: (kind of route, its namespace, group/kind granted, name).
+pub(super) struct Grants(BTreeMap<String, BTreeSet<Entry>>);
+
+impl Grants {
+    /// Reads grants.
+    pub(super) fn new(objects: &BTreeMap<NsName, Json>) -> Self {
+        let mut grants: BTreeMap<String, BTreeSet<Entry>> = BTreeMap::new();
+        for (name, object) in objects.iter().filter(|(_, object)| !raw::is_deleting(object)) {
+            let entries = grants.entry(name.namespace.to_string()).or_default();
+            for from in raw::list(object, "/spec/from") {
+                let Some((kind, namespace)) = route_from(from) else { continue };
+                let to = raw::list(object, "/spec/to").iter().filter_map(granted);
+                entries.extend(to.map(|(to, name)| (kind, namespace.clone(), to, name)));
+            }
+        }
+        Self(grants)
+    }
+
+    /// Whether a route may refer to an object.
+    pub(super) fn permits(&self, route: &RouteKey, group: &str, kind: &str, to: &NsName) -> bool {
+        if to.namespace == route.name.namespace {
+            return true;
+        }
+        let Some(entries) = self.0.get(&*to.namespace) else { return false };
+        let entry = |name: Option<String>| {
+            (route.kind, route.name.namespace.to_string(), format!("{group}/{kind}"), name)
+        };
+        entries.contains(&entry(None)) || entries.contains(&entry(Some(to.name.to_string())))
+    }
+}
+
+fn route_from(from: &Json) -> Option<(RouteKind, String)> {
+    let kind = raw::field(from, "kind")?;
+    let kind = RouteKind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+    let is_gateway_api = raw::field(from, "group") == Some(keys::GATEWAY_GROUP);
+    is_gateway_api.then_some((kind, raw::field(from, "namespace")?.to_owned()))
+}
+
+/// Without a name all objects of the kind are granted; with one that cannot be read none is.
+fn granted(to: &Json) -> Option<(String, Option<String>)> {
+    let group = to.get("group").and_then(Json::as_str).unwrap_or_default();
+    let name = match to.get("name") {
+        None | Some(Json::Null) => None,
+        Some(name) => Some(name.as_str()?.to_owned()).filter(|name| !name.is_empty()),
+    };
+    Some((format!("{group}/{}", raw::field(to, "kind")?), name))
+}

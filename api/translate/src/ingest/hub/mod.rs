@@ -1,0 +1,159 @@
+//! The hub's objects → policy, and a verdict about each object for its status.
+//!
+//! Owns the rules of the Gateway API for what attaches to what, and GEP-713 for policies. Never looks
+//! at members: whether anybody can serve a backend is the planner's question.
+//!
+//! An unreadable part never widens a match: a rule that cannot be read is left out, a hostname that
+//! cannot be read refuses the route.
+
+mod attach;
+mod gateway;
+mod grant;
+mod hostname;
+mod member;
+mod policy;
+mod route;
+mod rule;
+mod spread;
+mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fairlead_crds::keys;
+use fairlead_model::policy::{GlobalRoute, Policy};
+use fairlead_model::{Json, Note, NsName, ObjectId, RouteKey, RouteKind};
+
+pub use verdict::{
+    ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, ParentVerdict, PolicyVerdict,
+    RouteVerdict, TargetVerdict, Verdict,
+};
+
+use crate::raw;
+
+/// Raw objects of the hub, by kind.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HubObjects {
+    /// MemberClusters by name.
+    pub member_clusters: BTreeMap<String, Json>,
+    /// GatewayClasses by name.
+    pub gateway_classes: BTreeMap<String, Json>,
+    /// Gateways.
+    pub gateways: BTreeMap<NsName, Json>,
+    /// Routes of every kind.
+    pub routes: BTreeMap<RouteKey, Json>,
+    /// ReferenceGrants.
+    pub reference_grants: BTreeMap<NsName, Json>,
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<String, Json>,
+    /// TrafficPolicies.
+    pub traffic_policies: BTreeMap<NsName, Json>,
+    /// ServiceImports.
+    pub service_imports: BTreeMap<NsName, Json>,
+}
+
+impl HubObjects {
+    /// Takes an object of a kind that matters here. False: it is of another kind, or has no name.
+    pub fn insert(&mut self, object: Json) -> bool {
+        let Ok(id) = ObjectId::of(&object) else { return false };
+        let name = NsName { namespace: id.namespace.clone(), name: id.name.clone() };
+        let cluster_scoped = match (&*id.group, &*id.kind) {
+            (keys::GROUP, "MemberCluster") => Some(&mut self.member_clusters),
+            (keys::GATEWAY_GROUP, "GatewayClass") => Some(&mut self.gateway_classes),
+            ("", "Namespace") => Some(&mut self.namespaces),
+            _ => None,
+        };
+        if let Some(map) = cluster_scoped {
+            map.insert(name.name.to_string(), object);
+            return true;
+        }
+        if name.namespace.is_empty() {
+            return false;
+        }
+        let route = RouteKind::ALL.into_iter().find(|kind| kind.as_str() == &*id.kind);
+        if let (keys::GATEWAY_GROUP, Some(kind)) = (&*id.group, route) {
+            self.routes.insert(RouteKey { kind, name }, object);
+            return true;
+        }
+        let namespaced = match (&*id.group, &*id.kind) {
+            (keys::GATEWAY_GROUP, "Gateway") => &mut self.gateways,
+            (keys::GATEWAY_GROUP, "ReferenceGrant") => &mut self.reference_grants,
+            (keys::GROUP, "TrafficPolicy") => &mut self.traffic_policies,
+            (keys::MCS_GROUP, "ServiceImport") => &mut self.service_imports,
+            _ => return false,
+        };
+        namespaced.insert(name, object);
+        true
+    }
+
+    /// Labels of a namespace. Its name is one of them, as API servers see to.
+    fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
+        let object = self.namespaces.get(namespace);
+        let mut labels = object.map(|ns| raw::texts(ns, "/metadata/labels")).unwrap_or_default();
+        labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
+        labels
+    }
+}
+
+/// What the hub's objects come to.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Ingested {
+    /// What users declared.
+    pub policy: Policy,
+    /// GatewayClasses of our controller.
+    pub classes: BTreeMap<String, ClassVerdict>,
+    /// Gateways of those classes.
+    pub gateways: BTreeMap<NsName, GatewayVerdict>,
+    /// Routes with a parent among those Gateways.
+    pub routes: BTreeMap<RouteKey, RouteVerdict>,
+    /// TrafficPolicies.
+    pub policies: BTreeMap<NsName, PolicyVerdict>,
+    /// What was dropped or refused.
+    pub notes: Vec<Note>,
+}
+
+/// Reads the hub's objects.
+pub fn ingest_hub(objects: &HubObjects) -> Ingested {
+    let mut out = Ingested::default();
+    out.policy.members = member::ingest_members(&objects.member_clusters, &mut out.notes);
+    out.classes = gateway::ingest_classes(&objects.gateway_classes);
+    let mut gateways = gateway::ingest_gateways(&objects.gateways, &out.classes);
+    let grants = grant::Grants::new(&objects.reference_grants);
+
+    let mut routes: BTreeMap<RouteKey, GlobalRoute> = BTreeMap::new();
+    for (key, route) in &objects.routes {
+        let labels = objects.namespace_labels(&key.name.namespace);
+        let attachment = attach::attach(key, route, &labels, &gateways);
+        let listeners = attachment.listeners.clone();
+        let Some((verdict, global)) = route::ingest_route(key, route, attachment, &grants) else {
+            continue; // No parent of ours: not our route.
+        };
+        if global.is_some() {
+            count_attached(&listeners, &mut gateways);
+        }
+        out.notes.extend(verdict.notes.iter().cloned());
+        out.routes.insert(key.clone(), verdict);
+        routes.extend(global.map(|global| (key.clone(), global)));
+    }
+
+    out.policies = policy::apply_policies(objects, &gateways, &mut routes, &mut out.notes);
+    out.policy.routes = routes.into_iter().map(|(key, route)| (key, Arc::new(route))).collect();
+    for (name, gateway) in gateways {
+        out.policy.gateways.extend(gateway.global.map(|global| (name.clone(), global)));
+        out.gateways.insert(name, gateway.verdict);
+    }
+    out
+}
+
+/// Only routes that are accepted count at their listeners.
+fn count_attached(
+    listeners: &BTreeSet<(NsName, usize)>,
+    gateways: &mut BTreeMap<NsName, gateway::HubGateway>,
+) {
+    for (name, at) in listeners {
+        let gateway = gateways.get_mut(name);
+        if let Some(listener) = gateway.and_then(|gateway| gateway.verdict.listeners.get_mut(*at)) {
+            listener.attached = listener.attached.saturating_add(1);
+        }
+    }
+}

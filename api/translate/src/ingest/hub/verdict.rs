@@ -1,0 +1,120 @@
+//! What was decided about an object of the hub: what its status says, before members are asked.
+
+use fairlead_model::{Json, Note, NsName, Reason, RouteKind};
+
+/// Yes, or no and why.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Verdict {
+    /// As asked.
+    #[default]
+    Yes,
+    /// Not as asked.
+    No {
+        /// Why.
+        reason: Reason,
+        /// Details for people.
+        message: String,
+    },
+}
+
+impl Verdict {
+    /// A no.
+    pub fn no(reason: Reason, message: impl Into<String>) -> Self {
+        Self::No { reason, message: message.into() }
+    }
+
+    /// True for yes.
+    pub fn is_yes(&self) -> bool {
+        *self == Self::Yes
+    }
+}
+
+/// About a GatewayClass of our controller.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClassVerdict {
+    /// The generation that was read.
+    pub generation: i64,
+    /// Whether it can be used.
+    pub accepted: Verdict,
+}
+
+/// About a Gateway of our class.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GatewayVerdict {
+    /// The generation that was read.
+    pub generation: i64,
+    /// Whether it can be used at all: one listener at least.
+    pub accepted: Verdict,
+    /// Listeners in the order of the spec.
+    pub listeners: Vec<ListenerVerdict>,
+}
+
+/// About a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ListenerVerdict {
+    /// Name.
+    pub name: String,
+    /// Whether it can be used.
+    pub accepted: Verdict,
+    /// What it cannot share with another listener.
+    pub conflict: Option<Conflict>,
+    /// Some of the kinds that it names cannot attach to its protocol.
+    pub has_invalid_kinds: bool,
+    /// Kinds that can attach.
+    pub kinds: Vec<RouteKind>,
+    /// Accepted routes that are attached.
+    pub attached: u32,
+}
+
+/// What two listeners cannot share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// One port, two protocols.
+    Protocol,
+    /// One port and protocol, one hostname.
+    Hostname,
+}
+
+/// About a route.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RouteVerdict {
+    /// The generation that was read.
+    pub generation: i64,
+    /// Parents that are Gateways of ours, in the order of the spec.
+    pub parents: Vec<ParentVerdict>,
+    /// Whether all references lead somewhere, as far as the hub's own objects tell.
+    pub resolved: Verdict,
+    /// Why some rules were left out.
+    pub partially_invalid: Option<String>,
+    /// What was left out.
+    pub notes: Vec<Note>,
+}
+
+/// About one parent of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentVerdict {
+    /// The reference as its user wrote it.
+    pub parent_ref: Json,
+    /// The Gateway.
+    pub gateway: NsName,
+    /// Whether the route is attached to it.
+    pub accepted: Verdict,
+}
+
+/// About a TrafficPolicy.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PolicyVerdict {
+    /// The generation that was read.
+    pub generation: i64,
+    /// Targets in the order of the spec.
+    pub targets: Vec<TargetVerdict>,
+}
+
+/// About one target of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetVerdict {
+    /// The reference as its user wrote it.
+    pub target_ref: Json,
+    /// Whether the policy acts on it.
+    pub accepted: Verdict,
+}

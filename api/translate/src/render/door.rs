@@ -1,0 +1,243 @@
+//! A member's own door: its Gateway, who may call, and what they may call.
+//!
+//! From a door a request goes to a **local** Service only, so it crosses at most once and cannot loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fairlead_crds::keys;
+use fairlead_model::bundle::{Claim, Gate};
+use fairlead_model::plan::{DoorPlan, DoorService, MemberPlan};
+use fairlead_model::{Json, NsName, Reason};
+use serde_json::json;
+
+use super::grant::{self, GRANT_ENTRIES_MAX};
+use super::{Draft, GATEWAY_API, metadata};
+use crate::capability::capability;
+use crate::{CapabilityKeys, names, shard};
+
+/// Most rules of one route, as the Gateway API says.
+const RULES_MAX: usize = 16;
+/// Port of the agent's readiness, in its Service.
+const READINESS_PORT: u16 = 8081;
+/// Most bytes of callers' CAs: a ConfigMap holds 1 MiB.
+const CALLERS_BYTES_MAX: usize = 900_000;
+
+/// Renders the door of a member.
+pub(super) fn render_door(
+    plan: &MemberPlan,
+    door: &DoorPlan,
+    keyring: &CapabilityKeys,
+    draft: &mut Draft,
+) {
+    draft.put(gateway(door));
+    render_callers(plan, door, draft);
+    draft.put(probe());
+    draft.put(readiness());
+    for (service, callers) in by_service(door) {
+        render_service(plan, service, callers, keyring, draft);
+    }
+    render_grants(door, draft);
+}
+
+fn gateway(door: &DoorPlan) -> Json {
+    json!({
+        "apiVersion": GATEWAY_API,
+        "kind": "Gateway",
+        "metadata": mirrorless_metadata(keys::EAST_WEST_GATEWAY),
+        "spec": {
+            "gatewayClassName": door.class,
+            "tls": {"frontend": {"default": {"validation": {"caCertificateRefs": [
+                {"group": "", "kind": "ConfigMap", "name": keys::CONFIG_MAP_EAST_WEST_CALLERS},
+            ]}}}},
+            "listeners": [{
+                "name": keys::EAST_WEST_LISTENER_HTTPS,
+                "port": door.port,
+                "protocol": "HTTPS",
+                "tls": {
+                    "mode": "Terminate",
+                    "certificateRefs": [{"group": "", "kind": "Secret", "name": keys::SECRET_EAST_WEST_SERVER}],
+                },
+                // Only routes of our own namespace: anyone else's could catch other people's requests
+                // by a more specific path.
+                "allowedRoutes": {
+                    "namespaces": {"from": "Same"},
+                    "kinds": [{"group": keys::GATEWAY_GROUP, "kind": "HTTPRoute"}],
+                },
+            }],
+        },
+    })
+}
+
+/// Metadata of what mirrors nothing in the hub but would be found by ExternalDNS's gateway sources.
+fn mirrorless_metadata(name: &str) -> Json {
+    let mut metadata = metadata(keys::NAMESPACE, name);
+    metadata["annotations"] =
+        json!({keys::EXTERNAL_DNS_CONTROLLER: keys::EXTERNAL_DNS_CONTROLLER_VALUE});
+    metadata
+}
+
+/// The CAs of those who may call. The member's own is among them, or its knock could never answer.
+fn render_callers(plan: &MemberPlan, door: &DoorPlan, draft: &mut Draft) {
+    if !door.callers.contains_key(&plan.member) {
+        draft.note(
+            format!("member {}", plan.member),
+            Reason::NoCrossingCa,
+            "its own crossing CA is not among its door's callers, so its knock cannot be answered",
+        );
+    }
+    let mut bundle = String::new();
+    let mut seen = BTreeSet::new();
+    // The member's own first: without it the door is never proven shut.
+    let own = door.callers.get_key_value(&plan.member);
+    let others = door.callers.iter().filter(|(member, _)| **member != plan.member);
+    for (member, pem) in own.into_iter().chain(others) {
+        let pem = pem.trim();
+        if pem.is_empty() || !seen.insert(pem) {
+            continue;
+        }
+        if bundle.len() + pem.len() > CALLERS_BYTES_MAX {
+            draft.note(
+                format!("member {member}"),
+                Reason::TooLarge,
+                format!("its CA does not fit into {} any more", keys::CONFIG_MAP_EAST_WEST_CALLERS),
+            );
+            continue;
+        }
+        bundle.push_str(pem);
+        bundle.push('\n');
+    }
+    draft.put(json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(keys::NAMESPACE, keys::CONFIG_MAP_EAST_WEST_CALLERS),
+        "data": {"ca.crt": bundle},
+    }));
+}
+
+fn route(name: &str, rules: Vec<Json>) -> Json {
+    json!({
+        "apiVersion": GATEWAY_API,
+        "kind": "HTTPRoute",
+        "metadata": mirrorless_metadata(name),
+        "spec": {
+            "parentRefs": [{
+                "group": keys::GATEWAY_GROUP,
+                "kind": "Gateway",
+                "name": keys::EAST_WEST_GATEWAY,
+                "sectionName": keys::EAST_WEST_LISTENER_HTTPS,
+            }],
+            "rules": rules,
+        },
+    })
+}
+
+fn exact_path(path: &str) -> Json {
+    json!([{"path": {"type": "Exact", "value": path}}])
+}
+
+/// Answered by the gateway itself, so that a probe says something about the door and nothing else.
+fn probe() -> Json {
+    let redirect = json!({"hostname": "door.fairlead.internal", "statusCode": 302});
+    route(
+        keys::ROUTE_PROBE,
+        vec![json!({
+            "matches": exact_path(keys::PATH_PROBE),
+            "filters": [{"type": "RequestRedirect", "requestRedirect": redirect}],
+        })],
+    )
+}
+
+fn readiness() -> Json {
+    route(
+        keys::ROUTE_READINESS,
+        vec![json!({
+            "matches": exact_path(keys::PATH_READINESS),
+            "backendRefs": [local_backend(&NsName::new(keys::NAMESPACE, keys::AGENT), READINESS_PORT)],
+        })],
+    )
+}
+
+fn local_backend(service: &NsName, port: u16) -> Json {
+    json!({
+        "group": "",
+        "kind": "Service",
+        "namespace": &*service.namespace,
+        "name": &*service.name,
+        "port": port,
+    })
+}
+
+fn by_service(door: &DoorPlan) -> BTreeMap<&NsName, Vec<&DoorService>> {
+    let mut services: BTreeMap<&NsName, Vec<&DoorService>> = BTreeMap::new();
+    for service in &door.services {
+        services.entry(&service.service).or_default().push(service);
+    }
+    services
+}
+
+/// The door routes of a service: a rule for each namespace and port that may reach it.
+fn render_service(
+    plan: &MemberPlan,
+    service: &NsName,
+    callers: Vec<&DoorService>,
+    keyring: &CapabilityKeys,
+    draft: &mut Draft,
+) {
+    let key = |caller: &&DoorService| format!("{}:{}", caller.from_namespace, caller.port);
+    for (bits, callers) in shard::shard(callers, RULES_MAX, key) {
+        let rules: Vec<Json> =
+            callers.into_iter().filter_map(|caller| rule(plan, caller, keyring)).collect();
+        // A route without rules means a route that matches everything.
+        if !rules.is_empty() {
+            let name = names::door_route(service, &bits);
+            draft.put_as(route(&name, rules), Gate::DoorShut, Claim::Whole);
+        }
+    }
+}
+
+/// A rule matches the exact capabilities of the accepted epochs; none when there is no key, since a
+/// rule without matches would match everything.
+fn rule(plan: &MemberPlan, caller: &DoorService, keyring: &CapabilityKeys) -> Option<Json> {
+    let DoorService { from_namespace, service, port } = caller;
+    let value = |epoch| capability(keyring, epoch, &plan.uid, from_namespace, service, *port);
+    let matches: Vec<Json> = keyring
+        .accepted()
+        .filter_map(value)
+        .map(|value| json!({"headers": [{"type": "Exact", "name": keys::HEADER_BACKEND, "value": value}]}))
+        .collect();
+    if matches.is_empty() {
+        return None;
+    }
+    Some(json!({
+        "matches": matches,
+        "filters": [{
+            "type": "RequestHeaderModifier",
+            "requestHeaderModifier": {"remove": [keys::HEADER_BACKEND]},
+        }],
+        "backendRefs": [local_backend(service, *port)],
+        // How long a request may take is the entry's business: Envoy would cut it at 15 s here.
+        "timeouts": {"request": "0s"},
+    }))
+}
+
+/// From our doors to exactly the services that some plan uses.
+fn render_grants(door: &DoorPlan, draft: &mut Draft) {
+    let mut namespaces: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for DoorService { service, .. } in &door.services {
+        namespaces.entry(&service.namespace).or_default().insert(&service.name);
+    }
+    // Within our own namespace no grant is needed.
+    namespaces.remove(keys::NAMESPACE);
+    for (namespace, services) in namespaces {
+        let services: Vec<&str> = services.into_iter().collect();
+        for (bits, services) in shard::shard(services, GRANT_ENTRIES_MAX, |s| (*s).to_owned()) {
+            let kinds = ["HTTPRoute", "GRPCRoute"];
+            draft.put(grant::grant(
+                namespace,
+                &names::door_grant(&bits),
+                kinds.iter().map(|kind| grant::from(kind, keys::NAMESPACE)).collect(),
+                services.iter().map(|service| grant::to("Service", service)).collect(),
+            ));
+        }
+    }
+}

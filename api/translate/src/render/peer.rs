@@ -1,0 +1,251 @@
+//! Remote members as an entry sees them: a Service with slices to the door, and mTLS to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use fairlead_crds::keys;
+use fairlead_model::bundle::Peer;
+use fairlead_model::plan::{MemberPlan, PeerPlan};
+use fairlead_model::snapshot::Address;
+use fairlead_model::{Json, MemberId, Reason, RouteKind};
+use serde_json::json;
+
+use super::grant::{self, GRANT_ENTRIES_MAX};
+use super::{Draft, GATEWAY_API, metadata, set_label};
+use crate::{names, shard};
+
+/// Most addresses of one door that we write; a door has a load balancer or two, not a fleet.
+const ADDRESSES_MAX: usize = 64;
+
+/// What a gateway must speak through a door. The hop is always TLS; this is about what is inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Inner {
+    /// Whatever the two gateways agree on.
+    Any,
+    /// HTTP/2: gRPC.
+    Http2,
+    /// HTTP/1.1: WebSocket upgrades.
+    WebSocket,
+}
+
+impl Inner {
+    /// What the `appProtocol` of the service behind the door asks for.
+    pub(super) fn of(app_protocol: &str) -> Self {
+        match app_protocol {
+            "kubernetes.io/h2c" | "h2c" | "http2" | "grpc" => Self::Http2,
+            "kubernetes.io/ws" | "kubernetes.io/wss" => Self::WebSocket,
+            _ => Self::Any,
+        }
+    }
+
+    /// Name of the port. EndpointSlices are matched to ports by it.
+    fn port_name(self) -> String {
+        match self {
+            Self::Any => keys::EAST_WEST_PORT_NAME.to_owned(),
+            Self::Http2 => format!("{}-h2c", keys::EAST_WEST_PORT_NAME),
+            Self::WebSocket => format!("{}-ws", keys::EAST_WEST_PORT_NAME),
+        }
+    }
+
+    /// Number of the port in the Service. Numbers of a Service must differ, whereas all of them lead to
+    /// the one port of the door; they are fixed, so that routes do not change with a door's port.
+    pub(super) fn service_port(self) -> u16 {
+        match self {
+            Self::Any => 15443,
+            Self::Http2 => 15444,
+            Self::WebSocket => 15445,
+        }
+    }
+
+    fn app_protocol(self) -> Option<&'static str> {
+        match self {
+            Self::Any => None,
+            Self::Http2 => Some("kubernetes.io/h2c"),
+            Self::WebSocket => Some("kubernetes.io/ws"),
+        }
+    }
+}
+
+/// Renders every peer of the plan, and the grants for the routes that use them.
+pub(super) fn render_peers(plan: &MemberPlan, draft: &mut Draft) {
+    for (member, peer) in &plan.peers {
+        let (v4, v6) = split_addresses(member, peer, draft);
+        draft.put(service(member, peer, !v6.is_empty()));
+        // One slice stays even when it is empty: without any, gateways forget the Service's ports.
+        if !v4.is_empty() || v6.is_empty() {
+            draft.put(slice(member, peer, "v4", "IPv4", &v4));
+        }
+        if !v6.is_empty() {
+            draft.put(slice(member, peer, "v6", "IPv6", &v6));
+        }
+        draft.put(ca(member, peer));
+        draft.put(tls_policy(member, peer));
+        draft.bundle.peers.insert(member.clone(), probed(peer));
+    }
+    render_route_grants(plan, draft);
+}
+
+fn probed(peer: &PeerPlan) -> Peer {
+    Peer {
+        uid: peer.uid.clone(),
+        addresses: peer.addresses.clone(),
+        port: peer.port,
+        server_name: names::server_name(&peer.uid),
+        ca_pem: peer.ca_pem.clone(),
+    }
+}
+
+/// Addresses by family. What an API server would refuse is left out here, or it would refuse the
+/// whole slice and with it the good addresses.
+fn split_addresses(
+    member: &MemberId,
+    peer: &PeerPlan,
+    draft: &mut Draft,
+) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let subject = format!("member {member}");
+    let mut ips = Vec::new();
+    for address in &peer.addresses {
+        match address {
+            Address::Ip(ip) if is_endpoint(ip) => ips.push(*ip),
+            Address::Ip(ip) => draft.note(
+                &subject,
+                Reason::UnsupportedValue,
+                format!("door address {ip} is no unicast address that other clusters can reach"),
+            ),
+            Address::Name(name) => draft.note(
+                &subject,
+                Reason::UnsupportedValue,
+                format!(
+                    "door address {name} is a name, which this version does not resolve; \
+                     set spec.eastWest.addresses of the MemberCluster to IP addresses"
+                ),
+            ),
+        }
+    }
+    if ips.len() > ADDRESSES_MAX {
+        draft.note(
+            &subject,
+            Reason::TooLarge,
+            format!("{} door addresses, the first {ADDRESSES_MAX} are used", ips.len()),
+        );
+        ips.truncate(ADDRESSES_MAX);
+    }
+    ips.into_iter().partition(IpAddr::is_ipv4)
+}
+
+/// Addresses that the API server takes in an EndpointSlice.
+fn is_endpoint(ip: &IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+    };
+    !(link_local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+/// Ports that the services behind the door ask for; the plain one is always there.
+fn inners(peer: &PeerPlan) -> BTreeSet<Inner> {
+    let asked = peer.app_protocols.iter().map(|protocol| Inner::of(protocol));
+    asked.chain([Inner::Any]).collect()
+}
+
+fn service(member: &MemberId, peer: &PeerPlan, has_v6: bool) -> Json {
+    let port = |inner: Inner| {
+        let mut port = json!({
+            "name": inner.port_name(),
+            "protocol": "TCP",
+            "port": inner.service_port(),
+            "targetPort": peer.port,
+        });
+        if let Some(protocol) = inner.app_protocol() {
+            port["appProtocol"] = protocol.into();
+        }
+        port
+    };
+    let mut spec = json!({"ports": inners(peer).into_iter().map(port).collect::<Vec<_>>()});
+    if has_v6 {
+        spec["ipFamilyPolicy"] = "PreferDualStack".into();
+    }
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": peer_metadata(member, &names::peer(member)), "spec": spec})
+}
+
+fn slice(
+    member: &MemberId,
+    peer: &PeerPlan,
+    family: &str,
+    address_type: &str,
+    ips: &[IpAddr],
+) -> Json {
+    let port =
+        |inner: Inner| json!({"name": inner.port_name(), "port": peer.port, "protocol": "TCP"});
+    // Conditions in full: some gateways dereference them, some take a missing `ready` for no.
+    let endpoint = |ip: &IpAddr| {
+        json!({
+            "addresses": [ip.to_string()],
+            "conditions": {"ready": true, "serving": true, "terminating": false},
+        })
+    };
+    let mut metadata = peer_metadata(member, &names::peer_slice(member, family));
+    set_label(&mut metadata, keys::SERVICE_NAME, &names::peer(member));
+    set_label(&mut metadata, keys::SLICE_MANAGED_BY, keys::SLICE_MANAGED_BY_VALUE);
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": metadata,
+        "addressType": address_type,
+        "ports": inners(peer).into_iter().map(port).collect::<Vec<_>>(),
+        "endpoints": ips.iter().map(endpoint).collect::<Vec<_>>(),
+    })
+}
+
+fn ca(member: &MemberId, peer: &PeerPlan) -> Json {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": peer_metadata(member, &names::peer_ca(member)),
+        "data": {"ca.crt": peer.ca_pem},
+    })
+}
+
+fn tls_policy(member: &MemberId, peer: &PeerPlan) -> Json {
+    json!({
+        "apiVersion": GATEWAY_API,
+        "kind": "BackendTLSPolicy",
+        "metadata": peer_metadata(member, &names::peer(member)),
+        "spec": {
+            "targetRefs": [{"group": "", "kind": "Service", "name": names::peer(member)}],
+            "validation": {
+                "hostname": names::server_name(&peer.uid),
+                "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": names::peer_ca(member)}],
+            },
+        },
+    })
+}
+
+fn peer_metadata(member: &MemberId, name: &str) -> Json {
+    let mut metadata = metadata(keys::NAMESPACE, name);
+    set_label(&mut metadata, keys::LABEL_MEMBER, member.as_str());
+    metadata
+}
+
+/// Lets the routes of each namespace reach the members that they use, and no others.
+fn render_route_grants(plan: &MemberPlan, draft: &mut Draft) {
+    let mut used: BTreeMap<&str, (BTreeSet<RouteKind>, BTreeSet<&MemberId>)> = BTreeMap::new();
+    for (member, peer) in &plan.peers {
+        for from in &peer.used_from {
+            let (kinds, members) = used.entry(&from.namespace).or_default();
+            kinds.insert(from.kind);
+            members.insert(member);
+        }
+    }
+    for (namespace, (kinds, members)) in used {
+        let members: Vec<&MemberId> = members.into_iter().collect();
+        for (bits, members) in shard::shard(members, GRANT_ENTRIES_MAX, |m| m.to_string()) {
+            draft.put(grant::grant(
+                keys::NAMESPACE,
+                &names::routes_grant(namespace, &bits),
+                kinds.iter().map(|kind| grant::from(kind.as_str(), namespace)).collect(),
+                members.iter().map(|m| grant::to("Service", &names::peer(m))).collect(),
+            ));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Status of GatewayClasses and Gateways.
+
+use std::collections::BTreeSet;
+
+use fairlead_crds::keys;
+use fairlead_model::Json;
+use fairlead_model::snapshot::Address;
+use serde_json::json;
+
+use super::condition::{Stamp, Wanted, conditions};
+use super::{MemberSummary, base};
+use crate::ingest::hub::{ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, Verdict};
+use crate::raw;
+
+/// Most addresses, as the Gateway API says.
+const ADDRESSES_MAX: usize = 16;
+
+/// Features of the Gateway API that the hub itself has, in order. What a member's gateway cannot do is
+/// said at the route.
+const FEATURES: [&str; 4] = ["GRPCRoute", "Gateway", "HTTPRoute", "ReferenceGrant"];
+
+/// What members make of a global gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GatewayFacts {
+    /// Addresses of the members' Gateways that are programmed.
+    pub addresses: BTreeSet<Address>,
+    /// Members whose Gateway is programmed, and those whose is not.
+    pub members: MemberSummary,
+}
+
+/// Status of a GatewayClass of ours.
+pub fn gateway_class_status(existing: &Json, verdict: &ClassVerdict, now: &str) -> Json {
+    let stamp = Stamp { generation: verdict.generation, now };
+    let mut accepted = Wanted::of(keys::CONDITION_ACCEPTED, "Accepted", &verdict.accepted);
+    if !verdict.accepted.is_yes() {
+        accepted.reason = "InvalidParameters".to_owned();
+    }
+    let mut status = base(existing);
+    status["conditions"] = conditions(
+        raw::list(existing, "/conditions"),
+        &[keys::CONDITION_ACCEPTED],
+        vec![accepted],
+        stamp,
+    );
+    status["supportedFeatures"] = FEATURES.iter().map(|name| json!({"name": name})).collect();
+    status
+}
+
+/// Status of a global gateway.
+pub fn gateway_status(
+    existing: &Json,
+    verdict: &GatewayVerdict,
+    facts: &GatewayFacts,
+    now: &str,
+) -> Json {
+    let stamp = Stamp { generation: verdict.generation, now };
+    let mut status = base(existing);
+    let wanted = vec![accepted(verdict), programmed(verdict.accepted.is_yes(), &facts.members)];
+    let ours = [keys::CONDITION_ACCEPTED, keys::CONDITION_PROGRAMMED];
+    status["conditions"] = conditions(raw::list(existing, "/conditions"), &ours, wanted, stamp);
+    let listener = |listener: &ListenerVerdict| listener_status(existing, listener, facts, stamp);
+    status["listeners"] = verdict.listeners.iter().map(listener).collect();
+    let addresses: Vec<Json> = facts.addresses.iter().take(ADDRESSES_MAX).map(address).collect();
+    if addresses.is_empty() {
+        status.as_object_mut().expect("base is an object").remove("addresses");
+    } else {
+        status["addresses"] = addresses.into();
+    }
+    status
+}
+
+fn accepted(verdict: &GatewayVerdict) -> Wanted {
+    let refused: Vec<&str> = verdict
+        .listeners
+        .iter()
+        .filter(|listener| !listener.accepted.is_yes())
+        .map(|listener| &*listener.name)
+        .collect();
+    let mut wanted = Wanted::of(keys::CONDITION_ACCEPTED, "Accepted", &verdict.accepted);
+    if !refused.is_empty() || !verdict.accepted.is_yes() {
+        wanted.reason = "ListenersNotValid".to_owned();
+    }
+    if verdict.accepted.is_yes() && !refused.is_empty() {
+        wanted.message = raw::bounded(&format!("without listeners {}", refused.join(", ")));
+    }
+    wanted
+}
+
+fn programmed(usable: bool, members: &MemberSummary) -> Wanted {
+    let kind = keys::CONDITION_PROGRAMMED;
+    if !usable {
+        return Wanted::new(kind, "False", "Invalid", "it is not accepted");
+    }
+    if members.total() == 0 {
+        return Wanted::new(
+            kind,
+            "False",
+            "Pending",
+            "no member serves it yet: lend a Gateway, or set gatewayClassName of a MemberCluster",
+        );
+    }
+    // One member is enough to be reached; the message names those that are missing.
+    let (status, reason) =
+        if members.as_asked > 0 { ("True", "Programmed") } else { ("False", "Pending") };
+    Wanted::new(kind, status, reason, members.sentence())
+}
+
+fn address(address: &Address) -> Json {
+    let kind = match address {
+        Address::Ip(_) => "IPAddress",
+        Address::Name(_) => "Hostname",
+    };
+    json!({"type": kind, "value": address.to_string()})
+}
+
+fn listener_status(
+    existing: &Json,
+    listener: &ListenerVerdict,
+    facts: &GatewayFacts,
+    stamp: Stamp<'_>,
+) -> Json {
+    let before = raw::list(existing, "/listeners")
+        .iter()
+        .find(|status| raw::field(status, "name") == Some(&listener.name));
+    let conflict = listener.conflict.map(|conflict| match conflict {
+        Conflict::Protocol => "ProtocolConflict",
+        Conflict::Hostname => "HostnameConflict",
+    });
+    let mut accepted = Wanted::of(keys::CONDITION_ACCEPTED, "Accepted", &listener.accepted);
+    let conflicted = match (conflict, &listener.accepted) {
+        (Some(reason), Verdict::No { message, .. }) => {
+            accepted.reason = reason.to_owned();
+            Wanted::new(keys::CONDITION_CONFLICTED, "True", reason, message)
+        }
+        _ => Wanted::new(keys::CONDITION_CONFLICTED, "False", "NoConflicts", ""),
+    };
+    let resolved = if listener.has_invalid_kinds {
+        let message = "allowedRoutes names kinds that this protocol does not carry";
+        Wanted::new(keys::CONDITION_RESOLVED_REFS, "False", "InvalidRouteKinds", message)
+    } else {
+        Wanted::new(keys::CONDITION_RESOLVED_REFS, "True", "ResolvedRefs", "")
+    };
+    let mut programmed = programmed(listener.accepted.is_yes(), &facts.members);
+    programmed.message.clear(); // Said once, at the Gateway.
+    let ours = [
+        keys::CONDITION_ACCEPTED,
+        keys::CONDITION_CONFLICTED,
+        keys::CONDITION_RESOLVED_REFS,
+        keys::CONDITION_PROGRAMMED,
+    ];
+    let wanted = vec![accepted, conflicted, resolved, programmed];
+    let kind = |kind: &fairlead_model::RouteKind| json!({"group": keys::GATEWAY_GROUP, "kind": kind.as_str()});
+    json!({
+        "name": listener.name,
+        "supportedKinds": listener.kinds.iter().map(kind).collect::<Vec<_>>(),
+        "attachedRoutes": listener.attached,
+        "conditions": conditions(before.map_or(&[][..], |b| raw::list(b, "/conditions")), &ours, wanted, stamp),
+    })
+}

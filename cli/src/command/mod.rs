@@ -1,0 +1,40 @@
+//! One module per command.
+//!
+//! Each reads its arguments, asks the cluster, decides in plain functions, and prints.
+
+pub(crate) mod completion;
+pub(crate) mod explain;
+pub(crate) mod get;
+pub(crate) mod init;
+pub(crate) mod join;
+pub(crate) mod leave;
+pub(crate) mod plan;
+pub(crate) mod status;
+pub(crate) mod token;
+
+use crate::args::{Cli, Command};
+use crate::failure::Failure;
+use crate::output;
+
+/// Does what the arguments ask.
+pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
+    let connection = &cli.connection;
+    match cli.command {
+        Command::Init(args) => init::run(connection, &args).await,
+        Command::Token(args) => token::run(connection, &args).await,
+        Command::Join(args) => join::run(connection, &args).await,
+        Command::Leave(args) => leave::run(connection, &args).await,
+        Command::Status(args) => status::run(connection, &args).await,
+        Command::Get(args) => get::run(connection, &args).await,
+        Command::Explain(args) => explain::run(connection, &args).await,
+        Command::Plan(args) => plan::run(&args),
+        Command::Completion(args) => {
+            completion::run(&args);
+            Ok(())
+        }
+        Command::Version => {
+            output::print(&format!("fairlead {}", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Benches: figures measured on a world, as tables and JSON.
+//!
+//! Adding one is a module and a line in [`ALL`].
+
+mod gateway;
+mod propagation;
+mod resource;
+
+use anyhow::Result;
+use futures::future::BoxFuture;
+
+use crate::{
+    report::{self, Row},
+    world::{World, WorldSpec},
+};
+
+/// One bench.
+pub struct Bench {
+    pub name: &'static str,
+    /// One line for the list.
+    pub about: &'static str,
+    /// How many members it needs.
+    pub members: usize,
+    pub run: for<'a> fn(&'a World) -> BoxFuture<'a, Result<Vec<Row>>>,
+}
+
+/// All benches.
+pub const ALL: &[Bench] = &[
+    Bench {
+        name: "gateway",
+        about: "API call to live in the last of three Envoys, routes written by a script",
+        members: 3,
+        run: |world| Box::pin(gateway::run(world)),
+    },
+    Bench {
+        name: "propagation",
+        about: "a change in the hub to live in the last of three Envoys, beside that; memory, CPU",
+        members: 3,
+        run: |world| Box::pin(propagation::run(world)),
+    },
+];
+
+/// Finds a bench by name.
+pub fn find(name: &str) -> Option<&'static Bench> {
+    ALL.iter().find(|bench| bench.name == name)
+}
+
+/// Runs a bench on a world of its own and writes its report.
+pub async fn measure(bench: &Bench) -> Result<()> {
+    let world = World::up(WorldSpec::with_members(bench.members)).await?;
+    let rows = (bench.run)(&world).await?;
+    let file = report::write_bench(bench.name, &rows)?;
+    println!("written to {}", file.display());
+    Ok(())
+}

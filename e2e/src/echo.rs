@@ -1,0 +1,222 @@
+//! The echo backend: says who it is and what it received, over HTTP/1.1, h2c and unary gRPC.
+//!
+//! One port speaks all of them. It keeps nothing and refuses nothing; a body larger than a MiB is
+//! cut, not an error. `gateways` counts the gateways on the way: each appends one entry to
+//! `x-forwarded-for`, so 1 is "from the entry itself" and 2 is "crossed once".
+
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, path::PathBuf};
+
+use anyhow::{Context, Result};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Who an echo backend says it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub cluster: String,
+    pub service: String,
+    pub version: String,
+}
+
+/// What it answers, as JSON; a gRPC answer carries the same text in field 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// The replica's address, as the connection saw it.
+    pub replica: String,
+    pub protocol: String,
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    pub host: String,
+    pub headers: BTreeMap<String, Vec<String>>,
+    pub gateways: usize,
+    pub body_bytes: usize,
+    /// Texts of the files that it was told to show.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
+}
+
+/// Who an echo is, and files whose text it adds to its answers.
+#[derive(Clone, Debug)]
+pub struct Echo {
+    pub identity: Identity,
+    pub files: Vec<PathBuf>,
+}
+
+const BODY_MAX: usize = 1 << 20;
+type Body = BoxBody<Bytes, Infallible>;
+
+/// Serves until the process ends.
+pub async fn serve(listen: SocketAddr, echo: Echo) -> Result<Infallible> {
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(serve_connection(stream, echo.clone()));
+            }
+            // Out of file handles, for example: connections that end make room.
+            Err(error) => {
+                eprintln!("accepting a connection: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, echo: Echo) {
+    // Small answers must not wait for acknowledgements of earlier ones.
+    let _ = stream.set_nodelay(true);
+    let replica = stream.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    let service = hyper::service::service_fn(move |request| {
+        let (echo, replica) = (echo.clone(), replica.clone());
+        async move { Ok::<_, Infallible>(answer(echo, replica, request).await) }
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    // Clients that vanish are none of our business.
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(echo: Echo, replica: String, request: Request<Incoming>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let body = Limited::new(body, BODY_MAX).collect().await;
+    let body_bytes = body.map_or(0, |body| body.to_bytes().len());
+    let uri_host = parts.uri.host().map(str::to_owned);
+    let host = parts.headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let answer = Answer {
+        identity: echo.identity,
+        replica,
+        protocol: format!("{:?}", parts.version),
+        method: parts.method.to_string(),
+        path: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+        host: uri_host.or(host).unwrap_or_default(),
+        gateways: gateways(&parts.headers),
+        headers: plain(&parts.headers),
+        body_bytes,
+        files: read(&echo.files),
+    };
+    let json = serde_json::to_vec(&answer).unwrap_or_default();
+    let kind = parts.headers.get("content-type").and_then(|kind| kind.to_str().ok());
+    if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
+        return grpc(&json);
+    }
+    let mut response = Response::new(Full::new(Bytes::from(json)).boxed());
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
+    response
+}
+
+fn read(files: &[PathBuf]) -> BTreeMap<String, String> {
+    let text = |file: &PathBuf| match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => error.to_string(),
+    };
+    files.iter().map(|file| (file.display().to_string(), text(file))).collect()
+}
+
+fn gateways(headers: &HeaderMap) -> usize {
+    let values = headers.get_all("x-forwarded-for").iter();
+    values.filter_map(|value| value.to_str().ok()).map(|value| value.split(',').count()).sum()
+}
+
+fn plain(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
+    let mut plain: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, value) in headers {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        plain.entry(name.to_string()).or_default().push(value);
+    }
+    plain
+}
+
+/// One length-prefixed message `{1: text}` and the trailer that says OK.
+fn grpc(text: &[u8]) -> Response<Body> {
+    let mut message = BytesMut::new();
+    message.put_u8(0x0a);
+    put_varint(&mut message, text.len());
+    message.put_slice(text);
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    frame.extend_from_slice(&message);
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let frames = [Ok(Frame::data(frame.freeze())), Ok(Frame::trailers(trailers))];
+    let mut response =
+        Response::new(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn put_varint(buffer: &mut BytesMut, mut value: usize) {
+    while value >= 0x80 {
+        buffer.put_u8(u8::try_from(value & 0x7f).unwrap_or_default() | 0x80);
+        value >>= 7;
+    }
+    buffer.put_u8(u8::try_from(value).unwrap_or_default());
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use http_body_util::Empty;
+
+    use super::*;
+
+    async fn mk_echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let identity =
+            Identity { cluster: "east".into(), service: "cart".into(), version: "v1".into() };
+        let echo = Echo { identity, files: Vec::new() };
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve_connection(stream, echo.clone()));
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn says_who_it_is_and_what_it_received() {
+        let request = Request::get("/a?b=c")
+            .header("host", "shop.example.com")
+            .header("x-forwarded-for", "10.0.0.1, 10.0.0.2")
+            .body(Empty::new())
+            .unwrap();
+        let response = crate::http1::send(mk_echo().await, request).await.unwrap();
+        let answer: Answer = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(answer.identity.cluster, "east");
+        assert_eq!((answer.path.as_str(), answer.host.as_str()), ("/a?b=c", "shop.example.com"));
+        assert_eq!(answer.gateways, 2);
+    }
+
+    #[tokio::test]
+    async fn answers_grpc_on_the_same_port() {
+        let stream = TcpStream::connect(mk_echo().await).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://shop/echo.Echo/Say")
+            .header("content-type", "application/grpc")
+            .body(Full::new(Bytes::from_static(&[0, 0, 0, 0, 0])))
+            .unwrap();
+        let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+        let bytes = body.to_bytes();
+        let json = &bytes[bytes.iter().position(|b| *b == b'{').unwrap()..];
+        let answer: Answer = serde_json::from_slice(json).unwrap();
+        assert_eq!((answer.protocol.as_str(), answer.body_bytes), ("HTTP/2.0", 5));
+    }
+}

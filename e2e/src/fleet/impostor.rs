@@ -1,0 +1,163 @@
+//! A client that speaks the agents' protocol but is no agent: for facts about what the hub
+//! refuses. It says whatever it is told to say, with any certificate.
+
+use anyhow::{Context, Result, bail};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use fairlead_crds::keys;
+use fairlead_model::session::PROTOCOL;
+use fairlead_proto::pb::{self, enrollment_client::EnrollmentClient, fleet_client::FleetClient};
+use rcgen::{CertificateParams, KeyPair};
+use tonic::{
+    Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use super::Fleet;
+use crate::{cluster::Cluster, object::ObjectKey, pki::Leaf};
+
+/// The name in every hub's certificate.
+const HUB_NAME: &str = "hub.fairlead.internal";
+/// Metadata of a refusal: the reason's name.
+const REASON_KEY: &str = "fairlead-reason";
+/// Larger than any message that the hub takes.
+const HUGE_BYTES: usize = 8 << 20;
+
+/// How the hub refused: the reason if it named one, the gRPC code, the message.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub reason: String,
+    pub code: String,
+    pub message: String,
+}
+
+impl Refusal {
+    fn of(status: &Status) -> Self {
+        let reason = status.metadata().get(REASON_KEY).and_then(|reason| reason.to_str().ok());
+        Self {
+            reason: reason.unwrap_or_default().to_owned(),
+            code: format!("{:?}", status.code()),
+            message: status.message().to_owned(),
+        }
+    }
+}
+
+/// What an impostor says first on a stream.
+#[derive(Clone, Debug)]
+pub enum Opening {
+    /// A hello of this member and cluster.
+    Hello { member: String, cluster_uid: String },
+    /// A hello that is too large for a message.
+    Huge { member: String, cluster_uid: String },
+}
+
+impl Fleet<'_> {
+    /// Asks the hub to enroll a cluster by a token, with the clock of the asker off by so much.
+    pub async fn enroll_by_hand(
+        &self,
+        token: &str,
+        member: &str,
+        cluster_uid: &str,
+        clock_off_ms: i64,
+    ) -> Result<Option<Refusal>> {
+        let channel = self.channel(None).await?;
+        let key = KeyPair::generate().context("making a key")?;
+        let csr = CertificateParams::default().serialize_request(&key).context("making a CSR")?;
+        let now = jiff::Timestamp::now().as_millisecond().saturating_add(clock_off_ms);
+        let request = pb::EnrollRequest {
+            token: token.to_owned(),
+            member: member.to_owned(),
+            cluster_uid: cluster_uid.to_owned(),
+            csr_pem: csr.pem().context("writing a CSR")?,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: Some(protocol()),
+            now_ms: u64::try_from(now).unwrap_or_default(),
+            ..pb::EnrollRequest::default()
+        };
+        match EnrollmentClient::new(channel).enroll(request).await {
+            Ok(_) => Ok(None),
+            Err(status) => Ok(Some(Refusal::of(&status))),
+        }
+    }
+
+    /// Opens a stream with a member's own certificate and says something else. None: the hub
+    /// welcomed it.
+    pub async fn open_stream_as(&self, owner: &str, say: Opening) -> Result<Option<Refusal>> {
+        let leaf = tls_secret(self.world().member(owner)?, keys::SECRET_AGENT_IDENTITY).await?;
+        let channel = self.channel(Some(&leaf)).await?;
+        let mut client = FleetClient::new(channel).max_encoding_message_size(2 * HUGE_BYTES);
+        let message = pb::AgentMessage { body: Some(pb::agent_message::Body::Hello(hello(say))) };
+        // The stream stays open after its only message, as an agent's would.
+        let messages = futures::StreamExt::chain(
+            tokio_stream::once(message),
+            futures::stream::pending::<pb::AgentMessage>(),
+        );
+        let answer = async {
+            let mut answers = client.session(messages).await?.into_inner();
+            answers.message().await
+        };
+        match tokio::time::timeout(ANSWER_LIMIT, answer).await {
+            Err(_) => bail!("the hub did not answer in {ANSWER_LIMIT:?}"),
+            Ok(Ok(Some(_))) => Ok(None),
+            Ok(Ok(None)) => bail!("the hub ended the stream without a word"),
+            Ok(Err(status)) => Ok(Some(Refusal::of(&status))),
+        }
+    }
+
+    async fn channel(&self, leaf: Option<&Leaf>) -> Result<Channel> {
+        let info = ObjectKey::new("v1", "ConfigMap", keys::NAMESPACE, keys::CONFIG_MAP_HUB);
+        let info = self.world().hub().objects().get(&info).await?.context("no hub info")?;
+        let ca = info["data"]["ca.crt"].as_str().context("the hub's info has no ca.crt")?;
+        let mut tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(HUB_NAME);
+        if let Some(leaf) = leaf {
+            tls = tls.identity(Identity::from_pem(&leaf.cert_pem, &leaf.key_pem));
+        }
+        let endpoint = Endpoint::from_shared(self.hub_url().await?).context("the hub's address")?;
+        let endpoint = endpoint.tls_config(tls).context("TLS towards the hub")?;
+        endpoint.connect().await.context("connecting to the hub")
+    }
+}
+
+const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
+
+fn protocol() -> pb::Protocol {
+    pb::Protocol { major: PROTOCOL.major, minor: PROTOCOL.minor }
+}
+
+fn hello(say: Opening) -> pb::Hello {
+    let (member, cluster_uid, agent_version) = match say {
+        Opening::Hello { member, cluster_uid } => (member, cluster_uid, "0.1.0".to_owned()),
+        Opening::Huge { member, cluster_uid } => (member, cluster_uid, "x".repeat(HUGE_BYTES)),
+    };
+    pb::Hello {
+        member,
+        cluster_uid,
+        agent_version,
+        protocol: Some(protocol()),
+        incarnation: 1,
+        now_ms: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
+        ..pb::Hello::default()
+    }
+}
+
+/// Reads certificate and key from a Secret of a cluster's `fairlead-system`.
+pub async fn tls_secret(cluster: &Cluster, name: &str) -> Result<Leaf> {
+    let key = ObjectKey::new("v1", "Secret", keys::NAMESPACE, name);
+    let secret = cluster.objects().get(&key).await?;
+    let secret = secret.with_context(|| format!("{} has no {key}", cluster.name()))?;
+    let text = |field: &str| {
+        let text = secret["data"][field].as_str();
+        let text = text.with_context(|| format!("{key} has no {field}"))?;
+        let bytes = BASE64_STANDARD.decode(text).context("base64 of a Secret")?;
+        String::from_utf8(bytes).context("PEM of a Secret")
+    };
+    Ok(Leaf { cert_pem: text("tls.crt")?, key_pem: text("tls.key")? })
+}
+
+/// The UID of a cluster: that of its namespace kube-system.
+pub async fn cluster_uid(cluster: &Cluster) -> Result<String> {
+    let key = ObjectKey::new("v1", "Namespace", "", "kube-system");
+    let namespace = cluster.objects().get(&key).await?.context("no namespace kube-system")?;
+    let uid = namespace["metadata"]["uid"].as_str().context("a namespace without UID")?;
+    Ok(uid.to_owned())
+}

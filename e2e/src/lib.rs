@@ -1,0 +1,31 @@
+//! Worlds of real clusters, scenarios on them, benches and the `verify` command.
+//!
+//! A world is one hub cluster and some members, each in a network namespace of its own, made of
+//! unmodified etcd, kube-apiserver, kube-controller-manager, Envoy Gateway and Envoy. The harness
+//! plays only what a machine without containers lacks: the cloud's load balancer and a kubelet.
+
+pub mod backend;
+pub mod bench;
+pub mod cluster;
+pub mod demo;
+pub mod echo;
+pub mod fault;
+pub mod fleet;
+pub mod gateway;
+pub mod http1;
+pub mod kubelet;
+pub mod launch;
+pub mod load;
+pub mod net;
+pub mod object;
+pub mod path;
+pub mod pki;
+pub mod process;
+pub mod report;
+pub mod scenario;
+pub mod system;
+pub mod tls;
+pub mod tool;
+pub mod verify;
+pub mod wait;
+pub mod world;

@@ -1,0 +1,97 @@
+//! Scenarios: stories on a world, told as facts with figures.
+//!
+//! A scenario gets a world that is up, and leaves it as it found it, so that several can share
+//! one. Adding one is a module and a line in [`ALL`].
+
+mod badinput;
+mod crossing;
+mod harness;
+mod spine;
+
+use anyhow::Result;
+use futures::future::BoxFuture;
+
+use crate::{
+    report::Facts,
+    world::{World, WorldSpec},
+};
+
+/// One scenario.
+pub struct Scenario {
+    pub name: &'static str,
+    /// One line for `cargo e2e list`.
+    pub about: &'static str,
+    /// How many members it needs.
+    pub members: usize,
+    pub played: Played,
+    pub run: for<'a> fn(&'a World, &'a mut Facts) -> BoxFuture<'a, Result<()>>,
+}
+
+/// Who plays a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Played {
+    /// `cargo verify` too: quick, and the same on a busy machine.
+    ByVerify,
+    /// `cargo e2e run` only.
+    OnRequest,
+}
+
+/// All scenarios, in the order in which `--all` runs them.
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "crossing",
+        about: "a crossing between two members made of standard objects by hand, without Fairlead",
+        members: 2,
+        played: Played::ByVerify,
+        run: |world, facts| Box::pin(crossing::run(world, facts)),
+    },
+    Scenario {
+        name: "harness",
+        about: "the harness's kubelet and faults do what they say",
+        members: 2,
+        played: Played::ByVerify,
+        run: |world, facts| Box::pin(harness::run(world, facts)),
+    },
+    Scenario {
+        name: "spine-core",
+        about: "the part of the spine that cargo verify plays: joins, splits, doors, local first",
+        members: 3,
+        played: Played::ByVerify,
+        run: |world, facts| Box::pin(spine::run_core(world, facts)),
+    },
+    Scenario {
+        name: "spine",
+        about: "joins, splits, doors, local first, failover, changes, restarts, leaving",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(spine::run(world, facts)),
+    },
+    Scenario {
+        name: "badinput",
+        about: "what users and clusters may do wrong: told, bounded, nothing else affected",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(badinput::run(world, facts)),
+    },
+];
+
+/// Finds a scenario by name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    ALL.iter().find(|scenario| scenario.name == name)
+}
+
+/// A world that is enough for all of these.
+pub fn world_for(scenarios: &[&Scenario]) -> WorldSpec {
+    WorldSpec::with_members(scenarios.iter().map(|scenario| scenario.members).max().unwrap_or(0))
+}
+
+/// Runs one scenario and writes its report. What it could not even set up is a fact, too.
+pub async fn play(scenario: &Scenario, world: &World) -> Result<Facts> {
+    println!("\n{}: {}", scenario.name, scenario.about);
+    let mut facts = Facts::new(scenario.name);
+    if let Err(error) = (scenario.run)(world, &mut facts).await {
+        facts.look("!", "the scenario can be played to its end", async { Err(error) }).await;
+    }
+    facts.write()?;
+    Ok(facts)
+}

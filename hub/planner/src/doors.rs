@@ -1,0 +1,188 @@
+//! Which doors may be used: is it there, proven shut, and the member's alone?
+//!
+//! A door that was trusted once is remembered, so that what is merely unknown for a moment (an agent
+//! restarts, a controller has not observed a new generation) moves no traffic. What speaks clearly
+//! against it counts at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fairlead_model::policy::MemberSpec;
+use fairlead_model::snapshot::{Address, GatewayRole, GatewayState, Knock, Snapshot};
+use fairlead_model::{ClusterUid, MemberId, Note, Reason};
+
+use crate::{Answer, DoorMemory, FleetInput, Report};
+
+/// Port of a door when the member's spec names none.
+const DOOR_PORT: u16 = 15_443;
+
+pub(crate) struct Examined {
+    pub(crate) doors: BTreeMap<MemberId, Door>,
+    pub(crate) memory: BTreeMap<MemberId, DoorMemory>,
+    pub(crate) address_holders: BTreeMap<String, MemberId>,
+}
+
+/// A member's door.
+pub(crate) struct Door {
+    /// May remote traffic come by it?
+    pub(crate) answer: Answer,
+    /// How it is reached; none = it never was trusted.
+    pub(crate) facts: Option<DoorMemory>,
+    /// The member's crossing CA, also of one without a door: an entry needs it too.
+    pub(crate) ca_pem: Option<String>,
+}
+
+/// Examines the door of every registered member.
+pub(crate) fn examine(input: &FleetInput, report: &mut Report) -> Examined {
+    let mut memory = BTreeMap::new();
+    let mut answers = BTreeMap::new();
+    for (id, spec) in &input.policy.members {
+        let snapshot = input.members.get(id).and_then(|m| m.snapshot.as_deref());
+        let Some(uid) = cluster_uid(spec, snapshot) else {
+            answers.insert(id.clone(), Answer::No(Reason::NoSnapshot));
+            continue;
+        };
+        let before = input.memory.doors.get(id).filter(|door| door.uid == *uid);
+        let Some(snapshot) = snapshot else {
+            memory.extend(before.map(|door| (id.clone(), door.clone())));
+            answers.insert(id.clone(), Answer::No(Reason::NoSnapshot));
+            continue;
+        };
+        let (facts, answer) = examine_one(spec, snapshot, uid, before);
+        memory.insert(id.clone(), facts);
+        answers.insert(id.clone(), answer);
+    }
+    let address_holders = settle_addresses(input, &memory, &mut answers, report);
+    let door = |(id, answer): (MemberId, Answer)| {
+        let facts = memory.get(&id).filter(|door| !door.addresses.is_empty()).cloned();
+        let ca_pem = memory.get(&id).and_then(|door| door.ca_pem.clone());
+        (id, Door { answer, facts, ca_pem })
+    };
+    let doors = answers.into_iter().map(door).collect();
+    Examined { doors, memory, address_holders }
+}
+
+/// The cluster that a member is: what the hub registered, else what it says itself.
+pub(crate) fn cluster_uid<'a>(
+    spec: &'a MemberSpec,
+    snapshot: Option<&'a Snapshot>,
+) -> Option<&'a ClusterUid> {
+    spec.uid.as_ref().or_else(|| snapshot.and_then(|s| s.cluster.uid.as_ref()))
+}
+
+/// The port of a member's door.
+pub(crate) fn door_port(spec: &MemberSpec) -> u16 {
+    if spec.door_port == 0 { DOOR_PORT } else { spec.door_port }
+}
+
+fn examine_one(
+    spec: &MemberSpec,
+    snapshot: &Snapshot,
+    uid: &ClusterUid,
+    before: Option<&DoorMemory>,
+) -> (DoorMemory, Answer) {
+    let gateway = door_gateway(snapshot);
+    let ca_pem = snapshot.door.ca_pem.clone().or_else(|| before?.ca_pem.clone());
+    let proven_shut = match snapshot.door.knock {
+        Knock::Shut => true,
+        Knock::Unknown => before.is_some_and(|door| door.proven_shut && door.ca_pem == ca_pem),
+        Knock::StrangerLetIn => false,
+    };
+    let addresses = addresses(spec, gateway, before);
+    let refusal = if spec.gateway_class.is_none() {
+        Some(Reason::NoGatewayClass)
+    } else if snapshot.door.knock == Knock::StrangerLetIn {
+        Some(Reason::StrangerLetIn)
+    } else if gateway.is_none() || addresses.is_empty() {
+        match gateway.and_then(|g| g.programmed) {
+            Some(false) => Some(Reason::GatewayNotProgrammed),
+            _ => Some(Reason::NoDoorAddress),
+        }
+    } else if !proven_shut {
+        Some(Reason::DoorNotShut)
+    } else if ca_pem.is_none() {
+        Some(Reason::NoCrossingCa)
+    } else {
+        None
+    };
+    let answer = match (refusal, gateway.and_then(|g| g.programmed)) {
+        (Some(reason), _) => Answer::No(reason),
+        // A matter of health: it stays a candidate and is probed on.
+        (None, Some(false)) => Answer::Out(Reason::GatewayNotProgrammed),
+        (None, _) => Answer::Able,
+    };
+    let port = door_port(spec);
+    (DoorMemory { uid: uid.clone(), addresses, port, ca_pem, proven_shut }, answer)
+}
+
+/// The door's Gateway; a programmed one when there are several.
+fn door_gateway(snapshot: &Snapshot) -> Option<&GatewayState> {
+    let doors = || snapshot.gateways.values().filter(|g| g.role == GatewayRole::Door);
+    doors().find(|g| g.programmed == Some(true)).or_else(|| doors().next())
+}
+
+/// As the spec says (NAT), else as the Gateway says while it is programmed, else as before.
+fn addresses(
+    spec: &MemberSpec,
+    gateway: Option<&GatewayState>,
+    before: Option<&DoorMemory>,
+) -> BTreeSet<Address> {
+    if !spec.door_addresses.is_empty() {
+        return spec.door_addresses.clone();
+    }
+    match gateway {
+        Some(gateway) if gateway.programmed == Some(true) => gateway.addresses.clone(),
+        _ => before.map(|door| door.addresses.clone()).unwrap_or_default(),
+    }
+}
+
+/// Gives every address to one member; the others' doors are refused.
+///
+/// Who held it keeps it, so that a newcomer cannot take traffic over by claiming an address; then
+/// who was declared to have it; then the smaller name.
+fn settle_addresses(
+    input: &FleetInput,
+    doors: &BTreeMap<MemberId, DoorMemory>,
+    answers: &mut BTreeMap<MemberId, Answer>,
+    report: &mut Report,
+) -> BTreeMap<String, MemberId> {
+    let mut claims: BTreeMap<String, BTreeSet<&MemberId>> = BTreeMap::new();
+    for (id, door) in doors {
+        for address in &door.addresses {
+            claims.entry(claim(address, door.port)).or_default().insert(id);
+        }
+    }
+    let declared = |id: &&MemberId| {
+        input.policy.members.get(*id).is_some_and(|s| !s.door_addresses.is_empty())
+    };
+    let mut holders = BTreeMap::new();
+    for (address, claimants) in claims {
+        let before = input.memory.address_holders.get(&address);
+        let first = claimants.iter().copied().next();
+        let holder = before
+            .filter(|id| claimants.contains(id))
+            .or_else(|| claimants.iter().copied().find(declared))
+            .or(first)
+            .expect("a claim has a claimant");
+        for loser in claimants.iter().filter(|id| **id != holder) {
+            answers.insert((*loser).clone(), Answer::No(Reason::AddressConflict));
+            let text = format!("address {address} of its door belongs to member {holder}");
+            report.alarms.push(Note::new(
+                format!("member {loser}"),
+                Reason::AddressConflict,
+                format!("{text}; correct spec.eastWest of one of them"),
+            ));
+        }
+        holders.insert(address, holder.clone());
+    }
+    holders
+}
+
+/// One spelling for each address, so that two spellings are one claim.
+fn claim(address: &Address, port: u16) -> String {
+    match address {
+        Address::Ip(ip) => format!("{} {port}", ip.to_canonical()),
+        Address::Name(name) => {
+            format!("{} {port}", name.trim_end_matches('.').to_ascii_lowercase())
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The pure planner: fleet input in, decisions, plans, report and memory out.
+//!
+//! Owns the question *where does which traffic go*, from eligibility to complete plans for every
+//! member. Never reads a clock, does I/O, logs or rolls dice: time and the memory of before are
+//! inputs, and [`Planned::wake_at`] tells the driver when time alone will change the answer. Never
+//! fails: what makes no sense is left out, as small as possible, and the [`Report`] says why.
+//!
+//! ```text
+//! FleetInput ─▶ stability ─▶ doors ─▶ failback ─▶ eligibility ─┐   gateways ─┐
+//!               (counts)     (peers)  (ramps)                  ├▶ tiers ─▶ slots ─▶ weights ─▶ check ─▶ plans
+//!               memory of before ──────────────────────────────┴──────────────────────────────▲
+//! ```
+//!
+//! A member without a snapshot, or whose cluster is unknown, is **absent** from `plans`: the driver
+//! sends it nothing, so that it keeps what it has. Absence of news is not proof.
+
+mod check;
+mod doors;
+mod eligibility;
+mod explain;
+mod failback;
+mod fleet;
+mod gateways;
+mod input;
+mod memory;
+mod plans;
+mod report;
+mod routes;
+mod slots;
+mod stability;
+mod tiers;
+mod weights;
+
+#[cfg(test)]
+extern crate self as fairlead_planner;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+#[path = "../tests/fixture/mod.rs"]
+mod fixture;
+
+pub use explain::explain;
+pub use failback::STEPS;
+pub use input::{FleetInput, Freeze, MemberInput, Planned, Settings};
+pub use memory::{Absence, Absences, CountMemory, DoorMemory, InUse, Memory};
+pub use report::{Answer, Place, Ramp, Report, RouteReport, Verdict, Verdicts};
+
+/// Decides everything anew.
+pub fn plan(input: &FleetInput) -> Planned {
+    let mut report = Report::default();
+    let counts = stability::settle(input);
+    let doors = doors::examine(input, &mut report);
+    let mut fleet = fleet::Fleet::gather(input, &counts.in_use, &doors.doors);
+    fleet.failbacks = failback::settle(input.now, &input.policy, &fleet.members, &input.memory);
+    fleet.report_members(&mut report);
+    let gateways = gateways::assign(&fleet, &mut report);
+    let decided = routes::decide(&fleet, &gateways, &mut report);
+    let check::Guarded { decisions, brake } =
+        check::guard(&fleet, decided, &input.memory, &mut report);
+    let plans = plans::assemble(&fleet, &gateways, &decisions);
+    let times = [counts.wake_at, fleet.wake_at(), fleet.failbacks.wake_at];
+    let wake_at = times.into_iter().flatten().min();
+    let absences = match brake {
+        check::Brake::Off => fleet.failbacks.members,
+        check::Brake::On => {
+            failback::without_new_absences(fleet.failbacks.members, &input.memory.absences)
+        }
+    };
+    let memory = Memory {
+        counts: counts.memory,
+        doors: doors.memory,
+        address_holders: doors.address_holders,
+        absences,
+        decisions: decisions.clone(),
+    };
+    Planned { decisions, plans, report, memory, wake_at }
+}

@@ -1,0 +1,117 @@
+//! Puts every member's plan together from the checked decisions. Decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fairlead_model::plan::{
+    DoorPlan, DoorService, EntryDecision, MemberPlan, PeerPlan, RoutePlan, SlotTarget, UsedFrom,
+};
+use fairlead_model::{MemberId, RouteKey};
+
+use crate::check::Decisions;
+use crate::doors::door_port;
+use crate::fleet::{Fleet, Member};
+use crate::gateways::LocalGateways;
+
+/// What leads to a member's door.
+#[derive(Default)]
+struct Callers {
+    services: BTreeSet<DoorService>,
+    members: BTreeSet<MemberId>,
+}
+
+/// Every member's plan; a member whose snapshot or cluster is not known has none and keeps what it has.
+pub(crate) fn assemble(
+    fleet: &Fleet<'_>,
+    gateways: &LocalGateways,
+    decisions: &Decisions,
+) -> BTreeMap<MemberId, Arc<MemberPlan>> {
+    let mut plans = BTreeMap::new();
+    let mut callers: BTreeMap<MemberId, Callers> = BTreeMap::new();
+    for (id, member) in &fleet.members {
+        let (Some(uid), true) = (&member.uid, member.snapshot.is_some()) else { continue };
+        let mut plan = MemberPlan {
+            member: id.clone(),
+            uid: uid.clone(),
+            gateways: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            door: None,
+        };
+        for (global, local) in gateways.get(id).into_iter().flatten() {
+            plan.gateways.insert(global.clone(), local.plan.clone());
+        }
+        for (key, decision) in decisions {
+            let Some(entry) = decision.entries.get(id) else { continue };
+            add_crossings(fleet, key, entry, &mut plan, &mut callers);
+            let EntryDecision { parents, rules } = entry.clone();
+            let route = Arc::clone(&decision.route);
+            plan.routes.insert(key.clone(), RoutePlan { route, parents, rules });
+        }
+        plans.insert(id.clone(), plan);
+    }
+    for (id, member) in &fleet.members {
+        let Some(plan) = plans.get_mut(id) else { continue };
+        plan.door = door(fleet, id, member, callers.remove(id).unwrap_or_default());
+    }
+    plans.into_iter().map(|(id, plan)| (id, Arc::new(plan))).collect()
+}
+
+/// Notes which members an entry's route uses, on both sides.
+fn add_crossings(
+    fleet: &Fleet<'_>,
+    route: &RouteKey,
+    entry: &EntryDecision,
+    plan: &mut MemberPlan,
+    callers: &mut BTreeMap<MemberId, Callers>,
+) {
+    for slot in entry.rules.iter().flat_map(|rule| &rule.slots) {
+        let SlotTarget::Remote { member, service, port, app_protocol } = &slot.target else {
+            continue;
+        };
+        let Some(facts) = fleet.members.get(member).and_then(|m| m.door.facts.as_ref()) else {
+            continue;
+        };
+        let peer = plan.peers.entry(member.clone()).or_insert_with(|| PeerPlan {
+            uid: facts.uid.clone(),
+            addresses: facts.addresses.clone(),
+            port: facts.port,
+            ca_pem: facts.ca_pem.clone().unwrap_or_default(),
+            used_from: BTreeSet::new(),
+            app_protocols: BTreeSet::new(),
+        });
+        let namespace = route.name.namespace.to_string();
+        peer.used_from.insert(UsedFrom { kind: route.kind, namespace: namespace.clone() });
+        peer.app_protocols.insert(app_protocol.clone());
+        let target = callers.entry(member.clone()).or_default();
+        target.members.insert(plan.member.clone());
+        target.services.insert(DoorService {
+            from_namespace: namespace,
+            service: service.clone(),
+            port: *port,
+        });
+    }
+}
+
+/// A door stands wherever there is a class for it, also while nobody uses it: it has to be there
+/// to be proven shut before the first service is put behind it.
+fn door(
+    fleet: &Fleet<'_>,
+    id: &MemberId,
+    member: &Member<'_>,
+    callers: Callers,
+) -> Option<DoorPlan> {
+    let class = member.spec.gateway_class.clone()?;
+    // Without its own CA the door could answer nobody, not even the member's own knock.
+    member.door.ca_pem.as_ref()?;
+    let ca = |id: MemberId| {
+        let pem = fleet.members.get(&id)?.door.ca_pem.clone()?;
+        Some((id, pem))
+    };
+    Some(DoorPlan {
+        class,
+        port: door_port(member.spec),
+        services: callers.services,
+        callers: callers.members.into_iter().chain([id.clone()]).filter_map(ca).collect(),
+    })
+}

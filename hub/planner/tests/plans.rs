@@ -1,0 +1,144 @@
+//! What each member holds: both ends of a crossing, from one small fleet.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod fixture;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use fairlead_model::plan::{DoorService, GatewayPlan, UsedFrom};
+use fairlead_model::snapshot::Address;
+use fairlead_model::{Millis, RouteKind};
+use fairlead_planner::{FleetInput, plan};
+use fixture::{
+    id, mk_backend, mk_fleet, mk_member, mk_route, mk_rule, mk_service, ns_name, route_key,
+    snapshot_of,
+};
+
+/// East has nothing, west has `shop/cart`, south has a door that nobody uses.
+fn mk_input() -> FleetInput {
+    let mut members: std::collections::BTreeMap<_, _> = (1..)
+        .zip(["east", "south", "west"])
+        .map(|(n, name)| (id(name), mk_member(name, n)))
+        .collect();
+    let (spec, west) = members.get_mut(&id("west")).unwrap();
+    spec.door_port = 9_443;
+    let mut cart = mk_service(2, 2);
+    cart.ports.get_mut(&80).unwrap().app_protocol = "kubernetes.io/h2c".to_owned();
+    snapshot_of(west).services.insert(ns_name("shop/cart"), cart);
+    let rule = mk_rule([mk_backend("shop/cart", 1)]);
+    mk_fleet(members, vec![mk_route("GRPCRoute/shop/cart", vec![rule])])
+}
+
+#[test]
+fn an_entry_knows_the_peers_that_it_uses() {
+    let plans = plan(&mk_input()).plans;
+    let east = &plans[&id("east")];
+    assert_eq!(east.peers.keys().collect::<Vec<_>>(), [&id("west")]);
+    let west = &east.peers[&id("west")];
+    assert_eq!(west.uid.as_str(), "uid-west");
+    assert_eq!(west.addresses, [Address::of("10.0.3.1")].into());
+    assert_eq!((west.port, west.ca_pem.as_str()), (9_443, "CA of west"));
+    let from = UsedFrom { kind: RouteKind::GRPCRoute, namespace: "shop".to_owned() };
+    assert_eq!(west.used_from, [from].into());
+    assert_eq!(west.app_protocols, ["kubernetes.io/h2c".to_owned()].into());
+    assert!(plans[&id("west")].peers.is_empty());
+}
+
+#[test]
+fn a_door_opens_to_its_callers_for_the_services_that_they_use() {
+    let plans = plan(&mk_input()).plans;
+    let door = plans[&id("west")].door.as_ref().unwrap();
+    assert_eq!((door.class.as_str(), door.port), ("eg", 9_443));
+    let cart =
+        DoorService { from_namespace: "shop".to_owned(), service: ns_name("shop/cart"), port: 80 };
+    assert_eq!(door.services, BTreeSet::from([cart]));
+    let ca = |name: &str| (id(name), format!("CA of {name}"));
+    assert_eq!(door.callers, [ca("east"), ca("south"), ca("west")].into());
+}
+
+#[test]
+fn a_door_stands_before_anybody_uses_it() {
+    let plans = plan(&mk_input()).plans;
+    let door = plans[&id("south")].door.as_ref().unwrap();
+    assert_eq!(door.port, 15_443);
+    // Its own CA: the agent's knock at its own door must be answered.
+    assert!(door.services.is_empty() && door.callers.keys().eq([&id("south")]));
+    let mut input = mk_input();
+    let south = &mut Arc::make_mut(&mut input.policy).members;
+    south.get_mut(&id("south")).unwrap().gateway_class = None;
+    assert!(plan(&input).plans[&id("south")].door.is_none());
+}
+
+#[test]
+fn a_door_is_reached_by_the_addresses_that_its_spec_says() {
+    let mut input = mk_input();
+    let members = &mut Arc::make_mut(&mut input.policy).members;
+    members.get_mut(&id("west")).unwrap().door_addresses = [Address::of("nat.example")].into();
+    let plans = plan(&input).plans;
+    assert_eq!(
+        plans[&id("east")].peers[&id("west")].addresses,
+        [Address::of("nat.example")].into()
+    );
+}
+
+#[test]
+fn a_gateway_is_created_under_its_own_name_and_a_suffix() {
+    let plans = plan(&mk_input()).plans;
+    let east = &plans[&id("east")];
+    let created = &east.gateways[&ns_name("infra/public")];
+    assert!(matches!(created, GatewayPlan::Created { class, .. } if class == "eg"));
+    let route = &east.routes[&route_key("GRPCRoute/shop/cart")];
+    assert_eq!(route.parents[0].gateway, ns_name("infra/public-global"));
+}
+
+#[test]
+fn a_member_without_news_keeps_what_it_has() {
+    let mut input = mk_input();
+    input.members.get_mut(&id("east")).unwrap().snapshot = None;
+    let planned = plan(&input);
+    assert_eq!(planned.plans.keys().collect::<Vec<_>>(), [&id("south"), &id("west")]);
+}
+
+#[test]
+fn a_reused_name_inherits_no_proof() {
+    let mut input = mk_input();
+    input.memory = plan(&input).memory;
+    let unknown = |input: &mut FleetInput| {
+        let west = snapshot_of(input.members.get_mut(&id("west")).unwrap());
+        west.door.knock = fairlead_model::snapshot::Knock::Unknown;
+    };
+    unknown(&mut input);
+    assert!(!plan(&input).plans[&id("east")].peers.is_empty());
+    let members = &mut Arc::make_mut(&mut input.policy).members;
+    members.get_mut(&id("west")).unwrap().uid = Some("another".parse().unwrap());
+    assert!(plan(&input).plans[&id("east")].peers.is_empty());
+}
+
+#[test]
+fn memory_forgets_what_no_longer_exists() {
+    let mut input = mk_input();
+    input.memory = plan(&input).memory;
+    let policy = Arc::make_mut(&mut input.policy);
+    policy.members.remove(&id("west"));
+    policy.routes.clear();
+    let memory = plan(&input).memory;
+    assert!(memory.decisions.is_empty());
+    assert!(!memory.counts.contains_key(&id("west")) && !memory.doors.contains_key(&id("west")));
+    assert!(!memory.address_holders.values().any(|holder| *holder == id("west")));
+}
+
+#[test]
+fn it_wakes_when_an_increase_is_due() {
+    let mut input = mk_input();
+    let first = plan(&input);
+    assert_eq!(first.wake_at, None);
+    input.memory = first.memory;
+    let west = snapshot_of(input.members.get_mut(&id("west")).unwrap());
+    west.services.insert(ns_name("shop/cart"), mk_service(9, 9));
+    let second = plan(&input);
+    assert_eq!(second.wake_at, Some(Millis(1_001_000)));
+    input.memory = second.memory;
+    input.now = second.wake_at.unwrap();
+    assert_eq!(plan(&input).wake_at, None);
+}

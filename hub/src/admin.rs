@@ -1,0 +1,195 @@
+//! The read-only HTTP API, metrics and probes.
+//!
+//! Owns routing and status codes. Only GET: every change a person makes is a Kubernetes object. Asks
+//! for no login itself; people come through the API server's service proxy.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use axum::{Json, Router};
+use fairlead_model::{MemberId, Millis, NsName, RouteKey};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::conductor::Current;
+use crate::fleet::Fleet;
+use crate::metrics::Metrics;
+use crate::view::Look;
+use crate::watch::{Objects, Progress};
+
+/// What the API shows.
+pub struct Admin {
+    /// What was decided last.
+    pub current: Arc<ArcSwap<Current>>,
+    /// Members as they are.
+    pub fleet: Arc<Fleet>,
+    /// The hub's own objects.
+    pub objects: Arc<Objects>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// When the process started.
+    pub started_at: Millis,
+    /// How far the start is.
+    pub start: Arc<Start>,
+}
+
+/// How far the start is: what is waited for, until the agents' port is open.
+#[derive(Default)]
+pub struct Start {
+    open: AtomicBool,
+    waiting: ArcSwap<String>,
+}
+
+impl Start {
+    /// The start waits for this.
+    pub fn wait(&self, why: String) {
+        if **self.waiting.load() != why {
+            tracing::warn!(why, "the start waits");
+            self.waiting.store(Arc::new(why));
+        }
+    }
+
+    /// The agents' port is open.
+    pub fn done(&self) {
+        self.open.store(true, Ordering::Release);
+    }
+
+    fn reason(&self) -> Option<String> {
+        if self.open.load(Ordering::Acquire) {
+            return None;
+        }
+        let waiting = self.waiting.load();
+        Some(match waiting.as_str() {
+            "" => "starting".to_owned(),
+            why => why.to_owned(),
+        })
+    }
+}
+
+/// Serves until `stop`.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    admin: Arc<Admin>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(admin)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// The routes of the API.
+pub fn router(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/status", view(|look| look.status()))
+        .route("/api/v1/members", view(|look| look.members()))
+        .route("/api/v1/gateways", view(|look| look.gateways()))
+        .route("/api/v1/services", view(|look| look.services()))
+        .route("/api/v1/routes", view(|look| look.routes()))
+        .route("/api/v1/explain/{kind}/{namespace}/{name}", get(explain))
+        .route("/api/v1/plan/{member}", get(plan))
+        .with_state(admin)
+}
+
+fn view<T: Serialize + 'static>(view: fn(&Look<'_>) -> T) -> MethodRouter<Arc<Admin>> {
+    get(async move |State(admin): State<Arc<Admin>>| Json(admin.look(view)))
+}
+
+impl Admin {
+    fn look<T>(&self, view: impl FnOnce(&Look<'_>) -> T) -> T {
+        let (current, members) = (self.current.load_full(), self.fleet.look());
+        view(&Look {
+            current: &current,
+            members: &members,
+            now: clock::now(),
+            started_at: self.started_at,
+        })
+    }
+
+    /// Why the hub is not ready, and what else is worth knowing.
+    fn readiness(&self) -> (Vec<String>, Vec<String>) {
+        let mut blocking: Vec<String> = self.start.reason().into_iter().collect();
+        let held = &self.current.load().held;
+        blocking.extend(held.iter().map(ToString::to_string));
+        let mut remarks = Vec::new();
+        for (kind, progress) in self.objects.progress() {
+            match progress {
+                Progress::Synced => {}
+                Progress::Pending => remarks.push(format!("{kind}: not read yet")),
+                Progress::Absent => remarks.push(format!("{kind}: not installed")),
+                Progress::Failing(why) => remarks.push(format!("{kind}: {why}")),
+            }
+        }
+        (blocking, remarks)
+    }
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> Response {
+    let (blocking, remarks) = admin.readiness();
+    let line = |mark: &str, text: &String| format!("[{mark}] {text}\n");
+    let mut text: String = blocking.iter().map(|why| line("-", why)).collect();
+    text.extend(remarks.iter().map(|remark| line("i", remark)));
+    if blocking.is_empty() {
+        return (StatusCode::OK, format!("ok\n{text}")).into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{text}")).into_response()
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match admin.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+#[derive(Deserialize)]
+struct From {
+    from: Option<String>,
+}
+
+async fn explain(
+    State(admin): State<Arc<Admin>>,
+    Path((kind, namespace, name)): Path<(String, String, String)>,
+    Query(query): Query<From>,
+) -> Response {
+    let Ok(route) = format!("{kind}/{}", NsName::new(&namespace, &name)).parse::<RouteKey>() else {
+        return error(StatusCode::BAD_REQUEST, format!("{kind} is no kind of route"));
+    };
+    let from = match query.from.as_deref().map(MemberId::new).transpose() {
+        Ok(from) => from,
+        Err(bad) => return error(StatusCode::BAD_REQUEST, bad.to_string()),
+    };
+    match admin.look(|look| look.explain(&route, from.as_ref())) {
+        Some(explanation) => Json(explanation).into_response(),
+        None => {
+            error(StatusCode::NOT_FOUND, format!("{route} is no global route of the last plan"))
+        }
+    }
+}
+
+async fn plan(State(admin): State<Arc<Admin>>, Path(member): Path<String>) -> Response {
+    let member = match MemberId::new(&member) {
+        Ok(member) => member,
+        Err(bad) => return error(StatusCode::BAD_REQUEST, bad.to_string()),
+    };
+    match admin.look(|look| look.plan(&member)) {
+        Some(plan) => Json(plan).into_response(),
+        None => error(StatusCode::NOT_FOUND, format!("there is no plan for member {member}")),
+    }
+}
+
+fn error(code: StatusCode, message: String) -> Response {
+    (code, Json(json!({"error": message}))).into_response()
+}

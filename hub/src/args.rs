@@ -1,0 +1,57 @@
+//! The flags of the hub's process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// The Fairlead hub: decides how traffic of global routes is spread over member clusters.
+#[derive(Debug, Parser)]
+#[command(name = "fairlead-hub", version, about)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the hub until it is told to stop.
+    Run(RunArgs),
+}
+
+/// How the hub runs. The cluster is the one that the process runs in, or that of `KUBECONFIG`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunArgs {
+    /// Where agents dial in (gRPC, mutual TLS).
+    #[arg(long, default_value = "0.0.0.0:8443", env = "FAIRLEAD_LISTEN")]
+    pub listen: SocketAddr,
+    /// Where the read-only API, metrics and probes are served (plain HTTP).
+    #[arg(long, default_value = "0.0.0.0:8080", env = "FAIRLEAD_ADMIN_LISTEN")]
+    pub admin_listen: SocketAddr,
+    /// Namespace of the hub's own objects.
+    #[arg(long, default_value = fairlead_crds::keys::NAMESPACE, env = "FAIRLEAD_NAMESPACE")]
+    pub namespace: String,
+    /// Directory of the store; it must survive restarts.
+    #[arg(long, default_value = "/var/lib/fairlead", env = "FAIRLEAD_DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// Address (`https://host:port`) at which agents reach this hub; its host goes into the hub's certificate.
+    #[arg(long, env = "FAIRLEAD_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// How long to wait for members after a start before planning without them.
+    #[arg(long, default_value_t = 30, env = "FAIRLEAD_GRACE_SECONDS")]
+    pub grace_seconds: u64,
+    /// Form of the log.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "FAIRLEAD_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object in each line.
+    Json,
+}

@@ -1,0 +1,276 @@
+//! From what is known to what members should hold: the hub's one loop of decisions.
+//!
+//! Owns when to plan: after every change, gathered for a moment, and when the planner says that time
+//! alone changes the answer. Reads everything anew each time and decides nothing itself: ingest, plan
+//! and render are pure and run on a thread of their own. Never plans while there is a reason not to
+//! ([`fairlead_hub_core::hold`]); members keep what they hold then.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use fairlead_hub_core::hold::{HoldInput, hold};
+use fairlead_hub_core::push::Wanted;
+use fairlead_model::bundle::Bundle;
+use fairlead_model::health::MemberState;
+use fairlead_model::plan::MemberPlan;
+use fairlead_model::policy::Policy;
+use fairlead_model::{MemberId, Millis, Note};
+use fairlead_planner::{FleetInput, MemberInput, Memory, Planned, Settings, plan};
+use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
+use fairlead_translate::{CapabilityKeys, render};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::fleet::{Fleet, MemberNow};
+use crate::metrics::Metrics;
+use crate::persist::MemorySlot;
+use crate::signal::Signal;
+use crate::watch::{KINDS, Objects};
+
+/// Changes that come within that time are one plan. Short, since it is a part of how long a user's
+/// change takes to be live.
+const GATHER: Duration = Duration::from_millis(4);
+
+/// What the hub decided last, for statuses and views.
+#[derive(Default)]
+pub struct Current {
+    /// What the hub's objects came to.
+    pub ingested: Arc<Ingested>,
+    /// The last plan; none before the first.
+    pub planned: Option<Arc<Planned>>,
+    /// What it was rendered to.
+    pub rendered: BTreeMap<MemberId, Arc<Rendered>>,
+    /// Why the hub does not plan now; empty = it does.
+    pub held: Vec<Note>,
+}
+
+/// A member's plan as objects.
+pub struct Rendered {
+    plan: Arc<MemberPlan>,
+    /// The objects.
+    pub bundle: Bundle,
+    /// What could not be rendered.
+    pub notes: Vec<Note>,
+    wanted: Wanted,
+}
+
+/// The loop of decisions.
+pub struct Conductor {
+    /// The hub's own objects.
+    pub objects: Arc<Objects>,
+    /// Members as they are.
+    pub fleet: Arc<Fleet>,
+    /// Keys of capabilities.
+    pub keys: Arc<CapabilityKeys>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Where the decision is published.
+    pub current: Arc<ArcSwap<Current>>,
+    /// Told of every decision.
+    pub decided: Arc<Signal>,
+    /// Where the planner's memory is kept.
+    pub memory_slot: Arc<MemorySlot>,
+    /// When the process started.
+    pub started_at: Millis,
+    /// How long to wait for members after that.
+    pub grace_ms: u64,
+}
+
+/// What goes from round to round.
+#[derive(Default)]
+struct Carried {
+    memory: Memory,
+    rendered: BTreeMap<MemberId, Arc<Rendered>>,
+    planned: Option<Arc<Planned>>,
+    wake_at: Option<Millis>,
+}
+
+impl Conductor {
+    /// Runs until `stop`, starting from the memory of the process before.
+    pub async fn run(self, memory: Memory, stop: CancellationToken) {
+        let conductor = Arc::new(self);
+        let mut carried = Carried { memory, ..Carried::default() };
+        loop {
+            let caused_at = tokio::select! {
+                at = conductor.objects.changed.wait() => at,
+                at = conductor.fleet.changed.wait() => at,
+                () = clock::sleep_until_some(carried.wake_at) => clock::now(),
+                () = stop.cancelled() => return,
+            };
+            tokio::time::sleep(GATHER).await;
+            conductor.objects.changed.take();
+            conductor.fleet.changed.take();
+            let round = Arc::clone(&conductor);
+            let done = tokio::task::spawn_blocking(move || round.round(carried, caused_at)).await;
+            carried = match done {
+                Ok(carried) => carried,
+                Err(error) => {
+                    // The planner never panics on any input, as its tests say; if it does, members
+                    // keep what they hold and the next change is tried from an empty memory.
+                    tracing::error!(%error, "a round of planning failed");
+                    Carried::default()
+                }
+            };
+        }
+    }
+
+    /// One decision, from everything that is known.
+    fn round(&self, mut carried: Carried, caused_at: Millis) -> Carried {
+        let started = Instant::now();
+        let ingested = Arc::new(ingest_hub(&self.hub_objects()));
+        let unsynced = self.objects.unsynced();
+        if !unsynced.contains("MemberCluster") {
+            let owner = |(id, spec): (&MemberId, &fairlead_model::policy::MemberSpec)| {
+                (id.clone(), spec.uid.clone())
+            };
+            self.fleet.register(&ingested.policy.members.iter().map(owner).collect());
+        }
+        let members = self.fleet.look();
+        let hold = hold(&HoldInput {
+            now: clock::now(),
+            started_at: self.started_at,
+            grace_ms: self.grace_ms,
+            unsynced,
+            awaited: self.fleet.awaited(),
+            store_error: self.fleet.store_error(),
+            fenced: None,
+        });
+        if hold.is_held() {
+            carried.wake_at = hold.wake_at;
+        } else {
+            self.plan(&mut carried, &ingested.policy, &members, caused_at, started);
+        }
+        self.tell(&members, &hold.notes);
+        self.current.store(Arc::new(Current {
+            ingested,
+            planned: carried.planned.clone(),
+            rendered: carried.rendered.clone(),
+            held: hold.notes,
+        }));
+        self.decided.mark();
+        carried
+    }
+
+    fn plan(
+        &self,
+        carried: &mut Carried,
+        policy: &Policy,
+        members: &BTreeMap<MemberId, MemberNow>,
+        caused_at: Millis,
+        started: Instant,
+    ) {
+        let planned = plan(&FleetInput {
+            now: clock::now(),
+            policy: Arc::new(policy.clone()),
+            members: members.iter().map(|(id, now)| (id.clone(), member_input(now))).collect(),
+            memory: std::mem::take(&mut carried.memory),
+            settings: Settings::default(),
+        });
+        let trace_parent = trace_parent();
+        let mut rendered = BTreeMap::new();
+        for (member, plan) in &planned.plans {
+            let before = carried.rendered.get(member).filter(|r| r.plan == *plan);
+            let next = match before {
+                Some(same) => Arc::clone(same),
+                None => Arc::new(self.render(plan, caused_at, &trace_parent)),
+            };
+            rendered.insert(member.clone(), next);
+        }
+        let wanted = rendered.iter().map(|(id, r)| (id.clone(), r.wanted.clone())).collect();
+        self.fleet.want(wanted);
+        let took = started.elapsed();
+        self.metrics.count_plan(took.as_secs_f64(), planned.report.alarms.len());
+        tracing::debug!(trace_parent, ?took, routes = planned.decisions.len(), "planned");
+        carried.rendered = rendered;
+        carried.memory = planned.memory.clone();
+        carried.wake_at = planned.wake_at;
+        self.keep_memory(&planned.memory);
+        for alarm in new_alarms(carried.planned.as_deref(), &planned) {
+            tracing::error!(subject = alarm.subject, reason = %alarm.reason, detail = alarm.message, "alarm");
+        }
+        carried.planned = Some(Arc::new(planned));
+    }
+
+    fn render(&self, plan: &Arc<MemberPlan>, caused_at: Millis, trace_parent: &str) -> Rendered {
+        let (bundle, notes) = render(plan, &self.keys);
+        let ledger = fairlead_proto::ledger::bundle_to_ledger(&bundle);
+        let wanted = Wanted {
+            digest: ledger.digest(),
+            ledger: Arc::new(ledger),
+            caused_at,
+            trace_parent: trace_parent.to_owned(),
+        };
+        Rendered { plan: Arc::clone(plan), bundle, notes, wanted }
+    }
+
+    fn keep_memory(&self, memory: &Memory) {
+        let memory = memory.clone();
+        self.memory_slot.put(move || {
+            serde_json::to_vec(&memory).expect("the memory is plain data with text keys")
+        });
+        self.fleet.to_store.mark();
+    }
+
+    fn tell(&self, members: &BTreeMap<MemberId, MemberNow>, held: &[Note]) {
+        let states: Vec<(&MemberId, MemberState)> =
+            members.iter().map(|(id, now)| (id, now.health.state)).collect();
+        let sessions = members.values().filter(|now| now.connected).count();
+        self.metrics.set_members(states, sessions);
+        self.metrics.set_held(held);
+        if self.current.load().held != held {
+            match held {
+                [] => tracing::info!("planning"),
+                notes => tracing::warn!(why = %listed(notes), "not planning"),
+            }
+        }
+    }
+
+    fn hub_objects(&self) -> HubObjects {
+        let mut objects = HubObjects::default();
+        for kind in &KINDS {
+            for object in self.objects.of(kind.name).values() {
+                objects.insert(object.as_ref().clone());
+            }
+        }
+        objects
+    }
+}
+
+fn member_input(now: &MemberNow) -> MemberInput {
+    let report = now.report.as_ref();
+    MemberInput {
+        snapshot: report.map(|report| Arc::clone(&report.snapshot)),
+        received_at: report.map(|report| report.received_at).unwrap_or_default(),
+        health: now.health.clone(),
+    }
+}
+
+/// Alarms that the plan before did not raise: each is logged once, not with every plan.
+fn new_alarms<'a>(
+    before: Option<&'a Planned>,
+    now: &'a Planned,
+) -> impl Iterator<Item = &'a Note> + 'a {
+    let known = move |note: &Note| {
+        before.is_some_and(|before| {
+            let same = |a: &Note| a.subject == note.subject && a.reason == note.reason;
+            before.report.alarms.iter().any(same)
+        })
+    };
+    now.report.alarms.iter().filter(move |note| !known(note))
+}
+
+fn listed(notes: &[Note]) -> String {
+    notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// A new W3C trace context: the trace of one change, from here to the member's API server.
+fn trace_parent() -> String {
+    let (trace, span): (u128, u64) = (rand::random(), rand::random());
+    format!("00-{trace:032x}-{span:016x}-01")
+}
+
+#[cfg(test)]
+#[path = "conductor_test.rs"]
+mod tests;

@@ -1,0 +1,395 @@
+//! The agents' port: streams of members, and the calls of joining clusters.
+//!
+//! Owns TCP, TLS and gRPC, and one task per stream that carries messages to and from
+//! [`fairlead_hub_core::session`]. Never decides what a message means. Everything is bounded:
+//! handshakes, message sizes, silence, and what waits for a slow reader. A broken peer costs its own
+//! stream.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairlead_hub_core::session::{Close, Identity, Output, Remembered, SILENCE_MS_MAX, Session};
+use fairlead_model::Reason;
+use fairlead_model::session::{FromAgent, FromHub};
+use fairlead_proto::convert::{AgentAssembler, hub_messages};
+use fairlead_proto::pb::enrollment_server::EnrollmentServer;
+use fairlead_proto::pb::fleet_server::FleetServer;
+use fairlead_proto::{MESSAGE_BYTES_MAX, pb};
+use futures::{Stream, StreamExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::codec::CompressionEncoding;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::clock;
+use crate::enroll::{EnrollService, check_registered};
+use crate::fleet::{Fleet, Orders};
+use crate::metrics::Metrics;
+use crate::record;
+use crate::refusal::{peer_of, status};
+use crate::registry::Registry;
+use crate::store::Store;
+
+/// Handshakes at once; more wait in the kernel's queue.
+const HANDSHAKES_MAX: usize = 64;
+/// A handshake that takes longer is no agent's.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages that wait for a slow reader: a bundle's parts, not its successors.
+const OUTBOX_MAX: usize = 16;
+/// How often a connection without a stream is asked whether it lives.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Calls at once on one connection: a stream and a renewal.
+const CALLS_PER_CONNECTION_MAX: u32 = 16;
+/// Window of a stream: a whole part of a bundle fits.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// Pause after an error of the listening socket (no file descriptors left), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the agents' port needs.
+pub struct Link {
+    /// Members as they are.
+    pub fleet: Arc<Fleet>,
+    /// For epochs.
+    pub store: Arc<dyn Store>,
+    /// For members that the watch does not know yet.
+    pub registry: Arc<dyn Registry>,
+    /// Epoch of this process.
+    pub epoch: u64,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Ends all streams.
+    pub stop: CancellationToken,
+}
+
+/// Serves the agents' port until `stop`.
+///
+/// # Errors
+/// When gRPC fails as a whole.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    link: Link,
+    enroll: EnrollService,
+) -> Result<(), tonic::transport::Error> {
+    let stop = link.stop.clone();
+    let fleet = FleetServer::new(FleetService { link: Arc::new(link) })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .send_compressed(CompressionEncoding::Zstd);
+    let enroll = EnrollmentServer::new(enroll).max_decoding_message_size(ENROLL_BYTES_MAX);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(Duration::from_millis(SILENCE_MS_MAX)))
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .add_service(fleet)
+        .add_service(enroll)
+        .serve_with_incoming_shutdown(incoming(listener, tls), stop.cancelled_owned())
+        .await
+}
+
+/// Largest message of a joining cluster, which may be a stranger.
+const ENROLL_BYTES_MAX: usize = 64 << 10;
+
+/// Connections after their handshakes, which run side by side: a slow client holds up nobody.
+fn incoming(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+) -> impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> {
+    let acceptor = TlsAcceptor::from(tls);
+    TcpListenerStream::new(listener)
+        .map(move |socket| handshake(acceptor.clone(), socket))
+        .buffer_unordered(HANDSHAKES_MAX)
+        .filter_map(|stream| std::future::ready(stream.map(Ok)))
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    socket: std::io::Result<TcpStream>,
+) -> Option<TlsStream<TcpStream>> {
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::warn!(%error, "cannot accept connections");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            return None;
+        }
+    };
+    let peer = socket.peer_addr().ok();
+    // Small messages must not wait for each other.
+    let _ = socket.set_nodelay(true);
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(?peer, %error, "TLS handshake failed");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(?peer, "TLS handshake took too long");
+            None
+        }
+    }
+}
+
+struct FleetService {
+    link: Arc<Link>,
+}
+
+type Outbox = mpsc::Sender<Result<pb::HubMessage, Status>>;
+
+#[tonic::async_trait]
+impl pb::fleet_server::Fleet for FleetService {
+    type SessionStream = ReceiverStream<Result<pb::HubMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let peer = peer_of(&request)?;
+        if peer.is_expired(clock::now()) {
+            return Err(Status::unauthenticated("the certificate is expired; renew it"));
+        }
+        let address = request.remote_addr();
+        self.link.check_peer(&peer.identity).await?;
+        let (outbox, stream) = mpsc::channel(OUTBOX_MAX);
+        let task = SessionTask {
+            session: Session::new(peer.identity, env!("CARGO_PKG_VERSION"), clock::now()),
+            link: Arc::clone(&self.link),
+            assembler: AgentAssembler::default(),
+            outbox,
+            orders: None,
+            epoch: None,
+        };
+        tokio::spawn(task.run(request.into_inner(), address));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+impl Link {
+    /// The watch answers for members that it has seen; one that it has not may have joined just now.
+    async fn check_peer(&self, identity: &Identity) -> Result<(), Status> {
+        if self.fleet.is_registered(identity) == Some(true) {
+            return Ok(());
+        }
+        check_registered(self.registry.as_ref(), identity).await
+    }
+}
+
+/// Carries one stream.
+struct SessionTask {
+    session: Session,
+    link: Arc<Link>,
+    assembler: AgentAssembler,
+    outbox: Outbox,
+    orders: Option<watch::Receiver<Orders>>,
+    epoch: Option<u64>,
+}
+
+/// How a stream ends.
+enum End {
+    /// With a reason to tell.
+    Close(Close),
+    /// The peer is gone.
+    Lost,
+    /// The hub stops.
+    Stop,
+}
+
+/// What woke a stream.
+enum Woken {
+    Message(FromAgent),
+    Broken(Close),
+    Gone,
+    Orders,
+    Time,
+    Stop,
+}
+
+impl SessionTask {
+    async fn run(mut self, mut inbox: Streaming<pb::AgentMessage>, address: Option<SocketAddr>) {
+        let member = self.session.identity().member.clone();
+        let end = loop {
+            let outputs = match self.next(&mut inbox).await {
+                Woken::Message(message) => self.message(message),
+                Woken::Orders => self.take_orders(),
+                Woken::Time => self.session.tick(clock::now()),
+                Woken::Broken(close) => vec![Output::Close(close)],
+                Woken::Gone => break End::Lost,
+                Woken::Stop => break End::Stop,
+            };
+            if let Err(end) = self.act(outputs).await {
+                break end;
+            }
+        };
+        if let Some(epoch) = self.epoch {
+            self.link.fleet.close(&member, epoch);
+        }
+        let told = match end {
+            End::Close(close) => {
+                let Close { reason, message } = &close;
+                tracing::info!(%member, ?address, %reason, detail = message, "ended a stream");
+                status(*reason, message)
+            }
+            End::Stop => Status::unavailable("the hub stops; dial again"),
+            End::Lost => {
+                tracing::info!(%member, ?address, "a stream was lost");
+                return;
+            }
+        };
+        // A peer that does not read does not learn why.
+        let _ = self.outbox.try_send(Err(told));
+    }
+
+    async fn next(&mut self, inbox: &mut Streaming<pb::AgentMessage>) -> Woken {
+        loop {
+            let wake_at = self.session.wake_at();
+            tokio::select! {
+                message = inbox.next() => match message {
+                    Some(Ok(message)) => match self.assembler.push(message) {
+                        Ok(Some(message)) => return Woken::Message(message),
+                        Ok(None) => {}
+                        Err(error) => {
+                            return Woken::Broken(Close::new(Reason::Unreadable, error.to_string()));
+                        }
+                    },
+                    Some(Err(error)) if error.code() == tonic::Code::OutOfRange => {
+                        return Woken::Broken(Close::new(Reason::TooLarge, error.message()));
+                    }
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, "a stream broke");
+                        return Woken::Gone;
+                    }
+                    None => return Woken::Gone,
+                },
+                () = changed(&mut self.orders) => return Woken::Orders,
+                () = clock::sleep_until(wake_at) => return Woken::Time,
+                () = self.link.stop.cancelled() => return Woken::Stop,
+            }
+        }
+    }
+
+    fn message(&mut self, message: FromAgent) -> Vec<Output> {
+        let outputs = self.session.message(message, clock::now());
+        if let Some(epoch) = self.epoch {
+            let member = &self.session.identity().member;
+            self.link.fleet.heard(member, epoch);
+        }
+        outputs
+    }
+
+    fn take_orders(&mut self) -> Vec<Output> {
+        let Some(orders) = &mut self.orders else { return Vec::new() };
+        let orders = orders.borrow_and_update().clone();
+        if let Some(close) = orders.close {
+            return vec![Output::Close(close)];
+        }
+        orders.wanted.map(|wanted| self.session.want(wanted)).unwrap_or_default()
+    }
+
+    /// Carries outputs out.
+    async fn act(&mut self, outputs: Vec<Output>) -> Result<(), End> {
+        for output in outputs {
+            match output {
+                Output::TakeEpoch { above } => {
+                    let outputs = self.take_epoch(above).await.map_err(End::Close)?;
+                    // A welcome asks for nothing more, so this ends.
+                    Box::pin(self.act(outputs)).await?;
+                }
+                Output::Send(message) => self.send(&message).await?,
+                Output::Close(close) => return Err(End::Close(close)),
+                Output::Snapshot(held) => {
+                    let epoch = self.epoch.unwrap_or_default();
+                    self.link.fleet.report(self.session.identity(), epoch, held);
+                }
+                Output::Confirmed => self.link.fleet.confirm(&self.session.identity().member),
+                Output::Applied(report) => {
+                    self.link.fleet.applied(&self.session.identity().member, report);
+                }
+                Output::Probes(report) => {
+                    self.link.fleet.probes(&self.session.identity().member, report);
+                }
+                Output::Overlay(report) => {
+                    self.link.fleet.overlay(&self.session.identity().member, report);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_epoch(&mut self, above: u64) -> Result<Vec<Output>, Close> {
+        let Some(hello) = self.session.hello().cloned() else { return Ok(Vec::new()) };
+        self.link.fleet.check_takeover(&hello)?;
+        let (store, process) = (Arc::clone(&self.link.store), self.link.epoch);
+        let (member, uid) = (hello.member.clone(), hello.uid.clone());
+        let taken = tokio::task::spawn_blocking(move || {
+            let epoch = record::take_epoch(store.as_ref(), &member, &[process, above])?;
+            record::write_connected(store.as_ref(), &member, &uid, clock::now())?;
+            Ok::<_, record::RecordError>(epoch)
+        });
+        let epoch = match taken.await {
+            Ok(Ok(epoch)) => epoch,
+            Ok(Err(error)) => {
+                tracing::error!(member = %hello.member, %error, "cannot take an epoch");
+                return Err(Close::new(Reason::StoreUnavailable, error.to_string()));
+            }
+            Err(error) => return Err(Close::new(Reason::StoreUnavailable, error.to_string())),
+        };
+        let (remembered, orders): (Remembered, _) = self.link.fleet.open(&hello, epoch)?;
+        tracing::info!(
+            member = %hello.member, epoch, agent = hello.agent_version,
+            incarnation = hello.incarnation, "opened a stream"
+        );
+        self.epoch = Some(epoch);
+        self.orders = Some(orders);
+        let mut outputs = self.session.epoch_taken(epoch, remembered, clock::now());
+        // The bundle that was wanted before the stream came is no change that would wake it.
+        outputs.extend(self.take_orders());
+        Ok(outputs)
+    }
+
+    async fn send(&self, message: &FromHub) -> Result<(), End> {
+        let late = || Close::new(Reason::AgentLost, "the agent does not read its stream");
+        let mut bytes = 0;
+        for message in hub_messages(message) {
+            bytes += prost::Message::encoded_len(&message);
+            let sent = self.outbox.send(Ok(message));
+            let silence = Duration::from_millis(SILENCE_MS_MAX);
+            match tokio::time::timeout(silence, sent).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(End::Lost),
+                Err(_) => return Err(End::Close(late())),
+            }
+        }
+        if let FromHub::Bundle(update) = message {
+            self.link.metrics.count_push(update, bytes);
+            tracing::debug!(
+                member = %self.session.identity().member, number = %update.number, bytes,
+                changed = update.delta.put.len(), removed = update.delta.delete.len(), "sent a bundle"
+            );
+            if let Some(epoch) = self.epoch {
+                let member = &self.session.identity().member;
+                self.link.fleet.sent(member, epoch, self.session.sent());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until orders change; for ever while there are none to come.
+async fn changed(orders: &mut Option<watch::Receiver<Orders>>) {
+    if let Some(receiver) = orders {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        // The fleet forgot this stream: its close order came before.
+        *orders = None;
+    }
+    std::future::pending::<()>().await;
+}

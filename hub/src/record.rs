@@ -1,0 +1,350 @@
+//! What the hub keeps in its store, and under which keys.
+//!
+//! Owns the keys and the encoding. A record that cannot be read is dropped and noted: it costs one
+//! full snapshot or one state, never the start of the hub.
+//!
+//! ```text
+//!  hub                      {id, epoch}: this store's name and the last process epoch
+//!  epoch/<member>           the last epoch of a session
+//!  member/<member>          uid, order and age of the snapshot: the member was connected once
+//!  item/<member>/<key>      one entry of its snapshot
+//!  planner/memory           the planner's memory
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fairlead_hub_core::inventory::{Report, ReportOrder};
+use fairlead_hub_core::numbering::epoch_above;
+use fairlead_model::ledger::Ledger;
+use fairlead_model::{ClusterUid, MemberId, Millis, SnapshotNumber};
+use serde::{Deserialize, Serialize};
+
+use crate::store::{Batch, Outcome, Store, StoreError};
+
+const HUB: &str = "hub";
+const MEMORY: &str = "planner/memory";
+/// Tries of a compare-and-put: there is one writer, so more than one is a restart racing with itself.
+const TRIES_MAX: usize = 5;
+
+/// This store's name and the last process epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HubRecord {
+    /// Random, made with the store: tells this hub from another one with another store.
+    pub id: String,
+    /// Epoch of the last process.
+    pub epoch: u64,
+}
+
+/// What is remembered of a member besides its snapshot's items.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct MemberRecord {
+    uid: ClusterUid,
+    epoch: u64,
+    number: SnapshotNumber,
+    received_at: Millis,
+    /// False when it was connected but never reported.
+    reported: bool,
+}
+
+/// A member as the store remembers it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// Its cluster.
+    pub uid: ClusterUid,
+    /// Its last snapshot, if it ever sent one.
+    pub report: Option<Report>,
+}
+
+/// Why a number could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Somebody else writes the same store.
+    #[error("the store is written by another process")]
+    Contended,
+    /// There is no higher number.
+    #[error("no epoch above {0} exists; the agent's state is not to be trusted")]
+    Exhausted(u64),
+}
+
+/// Reads a record; one that cannot be read counts as absent.
+fn read<T: for<'de> Deserialize<'de>>(key: &str, bytes: &[u8]) -> Option<T> {
+    serde_json::from_slice(bytes)
+        .inspect_err(|error| tracing::warn!(key, %error, "dropped an unreadable record"))
+        .ok()
+}
+
+fn write<T: Serialize>(record: &T) -> Vec<u8> {
+    serde_json::to_vec(record).expect("records are plain data with text keys")
+}
+
+/// Reads this store's own record; an empty one for a new store.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn read_hub(store: &dyn Store) -> Result<HubRecord, StoreError> {
+    let value = store.get(HUB)?;
+    Ok(value.and_then(|value| read(HUB, &value.bytes)).unwrap_or_default())
+}
+
+/// Writes this store's own record.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn write_hub(store: &dyn Store, record: &HubRecord) -> Result<(), StoreError> {
+    let put = vec![(HUB.to_owned(), write(record))];
+    store.commit(Batch { put, ..Batch::default() }).map(|_| ())
+}
+
+/// Takes an epoch for a session of a member: above what is stored and above `seen`.
+///
+/// # Errors
+/// When the store fails or no higher number exists.
+pub fn take_epoch(store: &dyn Store, member: &MemberId, seen: &[u64]) -> Result<u64, RecordError> {
+    let key = format!("epoch/{member}");
+    for _ in 0..TRIES_MAX {
+        let held = store.get(&key)?;
+        let revision = held.as_ref().map_or(0, |value| value.revision);
+        let stored: u64 = held.and_then(|value| read(&key, &value.bytes)).unwrap_or(0);
+        let seen = seen.iter().copied().chain([stored]);
+        let epoch = epoch_above(seen).ok_or(RecordError::Exhausted(u64::MAX))?;
+        match store.compare_and_put(&key, revision, write(&epoch))? {
+            Outcome::Written(_) => return Ok(epoch),
+            Outcome::Conflict => {}
+        }
+    }
+    Err(RecordError::Contended)
+}
+
+/// Remembers that a member was connected, before it ever reported.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn write_connected(
+    store: &dyn Store,
+    member: &MemberId,
+    uid: &ClusterUid,
+    now: Millis,
+) -> Result<(), StoreError> {
+    let key = format!("member/{member}");
+    let known: Option<MemberRecord> = store.get(&key)?.and_then(|value| read(&key, &value.bytes));
+    if known.is_some_and(|known| known.uid == *uid) {
+        return Ok(());
+    }
+    let record = MemberRecord {
+        uid: uid.clone(),
+        epoch: 0,
+        number: SnapshotNumber::default(),
+        received_at: now,
+        reported: false,
+    };
+    let put = vec![(key, write(&record))];
+    // Whatever another cluster of that name reported is not this one's.
+    let items = store.list(&format!("item/{member}/"))?;
+    let delete = items.into_iter().map(|(key, _)| key).collect();
+    store.commit(Batch { put, delete, ..Batch::default() }).map(|_| ())
+}
+
+/// The writes that turn the stored snapshot of a member (`written`) into this report.
+pub fn report_batch(member: &MemberId, report: &Report, written: &Ledger) -> Batch {
+    let delta = report.ledger.delta_from(written);
+    let item = |key: &str| format!("item/{member}/{key}");
+    let head = MemberRecord {
+        uid: report.uid.clone(),
+        epoch: report.order.epoch,
+        number: report.order.number,
+        received_at: report.received_at,
+        reported: true,
+    };
+    let mut put: Vec<_> = delta.put.into_iter().map(|(key, value)| (item(&key), value)).collect();
+    put.push((format!("member/{member}"), write(&head)));
+    let delete = delta.delete.iter().map(|key| item(key)).collect();
+    Batch { put, delete, ..Batch::default() }
+}
+
+/// Forgets members that are not registered any more; their epochs stay, so that a reused name never
+/// gets an old number.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn forget(store: &dyn Store, members: &BTreeSet<MemberId>) -> Result<(), StoreError> {
+    let mut delete = Vec::new();
+    for member in members {
+        delete.push(format!("member/{member}"));
+        let items = store.list(&format!("item/{member}/"))?;
+        delete.extend(items.into_iter().map(|(key, _)| key));
+    }
+    store.commit(Batch { delete, ..Batch::default() }).map(|_| ())
+}
+
+/// Reads all members back.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn read_members(store: &dyn Store) -> Result<BTreeMap<MemberId, Stored>, StoreError> {
+    let mut members = BTreeMap::new();
+    for (key, value) in store.list("member/")? {
+        let Some(member) = key.strip_prefix("member/").and_then(|id| MemberId::new(id).ok()) else {
+            tracing::warn!(key, "dropped a record of no member");
+            continue;
+        };
+        let Some(record) = read::<MemberRecord>(&key, &value.bytes) else { continue };
+        let report =
+            if record.reported { Some(read_report(store, &member, &record)?) } else { None };
+        members.insert(member, Stored { uid: record.uid, report });
+    }
+    Ok(members)
+}
+
+/// The stored items of a member's snapshot.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn read_items(store: &dyn Store, member: &MemberId) -> Result<Ledger, StoreError> {
+    let prefix = format!("item/{member}/");
+    let entry = |(key, value): (String, crate::store::Value)| {
+        key.strip_prefix(&prefix).map(|key| (key.to_owned(), value.bytes))
+    };
+    Ok(Ledger::new(store.list(&prefix)?.into_iter().filter_map(entry).collect()))
+}
+
+fn read_report(
+    store: &dyn Store,
+    member: &MemberId,
+    record: &MemberRecord,
+) -> Result<Report, StoreError> {
+    let ledger = read_items(store, member)?;
+    let (snapshot, notes) = fairlead_proto::ledger::ledger_to_snapshot(&ledger);
+    Ok(Report {
+        uid: record.uid.clone(),
+        order: ReportOrder { epoch: record.epoch, number: record.number },
+        digest: ledger.digest(),
+        ledger: Arc::new(ledger),
+        snapshot: Arc::new(snapshot),
+        notes,
+        received_at: record.received_at,
+    })
+}
+
+/// Reads the planner's memory; the default when there is none.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn read_memory<T: for<'de> Deserialize<'de> + Default>(
+    store: &dyn Store,
+) -> Result<T, StoreError> {
+    Ok(store.get(MEMORY)?.and_then(|value| read(MEMORY, &value.bytes)).unwrap_or_default())
+}
+
+/// Writes the planner's memory.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn write_memory(store: &dyn Store, bytes: Vec<u8>) -> Result<(), StoreError> {
+    store.commit(Batch { put: vec![(MEMORY.to_owned(), bytes)], ..Batch::default() }).map(|_| ())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::store::EmbeddedStore;
+    use fairlead_model::snapshot::{ClusterFacts, Snapshot};
+
+    fn east() -> MemberId {
+        MemberId::new("east").unwrap()
+    }
+
+    fn uid(text: &str) -> ClusterUid {
+        ClusterUid::new(text).unwrap()
+    }
+
+    fn mk_report(namespaces: &[&str]) -> Report {
+        let snapshot = Snapshot {
+            cluster: ClusterFacts { uid: Some(uid("u1")), ..ClusterFacts::default() },
+            namespaces: namespaces.iter().map(|n| (*n).to_owned()).collect(),
+            ..Snapshot::default()
+        };
+        let ledger = fairlead_proto::ledger::snapshot_to_ledger(&snapshot);
+        Report {
+            uid: uid("u1"),
+            order: ReportOrder { epoch: 3, number: SnapshotNumber { incarnation: 7, sequence: 9 } },
+            digest: ledger.digest(),
+            ledger: Arc::new(ledger),
+            snapshot: Arc::new(snapshot),
+            notes: Vec::new(),
+            received_at: Millis(5),
+        }
+    }
+
+    fn mk_store() -> (tempfile::TempDir, EmbeddedStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn epochs_rise_above_all_that_was_seen() {
+        let (_dir, store) = mk_store();
+        assert_eq!(take_epoch(&store, &east(), &[0, 4]).unwrap(), 5);
+        assert_eq!(take_epoch(&store, &east(), &[0, 0]).unwrap(), 6);
+        let other = MemberId::new("west").unwrap();
+        assert_eq!(take_epoch(&store, &other, &[0, 0]).unwrap(), 1);
+        assert!(matches!(take_epoch(&store, &other, &[u64::MAX]), Err(RecordError::Exhausted(_))));
+    }
+
+    #[test]
+    fn a_report_reads_back_also_after_a_change() {
+        let (_dir, store) = mk_store();
+        let (first, second) = (mk_report(&["a", "b"]), mk_report(&["b"]));
+        store.commit(report_batch(&east(), &first, &Ledger::default())).unwrap();
+        store.commit(report_batch(&east(), &second, &first.ledger)).unwrap();
+        let members = read_members(&store).unwrap();
+        assert_eq!(members[&east()], Stored { uid: uid("u1"), report: Some(second) });
+    }
+
+    #[test]
+    fn an_unchanged_report_writes_its_head_only() {
+        let report = mk_report(&["a"]);
+        let batch = report_batch(&east(), &report, &report.ledger);
+        assert_eq!((batch.put.len(), batch.delete.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_reused_name_inherits_no_items() {
+        let (_dir, store) = mk_store();
+        store.commit(report_batch(&east(), &mk_report(&["a"]), &Ledger::default())).unwrap();
+        write_connected(&store, &east(), &uid("u1"), Millis(1)).unwrap();
+        assert!(read_members(&store).unwrap()[&east()].report.is_some());
+        write_connected(&store, &east(), &uid("u2"), Millis(1)).unwrap();
+        let stored = read_members(&store).unwrap().remove(&east()).unwrap();
+        assert_eq!(stored, Stored { uid: uid("u2"), report: None });
+    }
+
+    #[test]
+    fn a_forgotten_member_leaves_only_its_epoch() {
+        let (_dir, store) = mk_store();
+        take_epoch(&store, &east(), &[]).unwrap();
+        store.commit(report_batch(&east(), &mk_report(&["a"]), &Ledger::default())).unwrap();
+        forget(&store, &[east()].into()).unwrap();
+        assert!(read_members(&store).unwrap().is_empty());
+        assert_eq!(store.list("item/").unwrap(), []);
+        assert_eq!(take_epoch(&store, &east(), &[]).unwrap(), 2);
+    }
+
+    #[test]
+    fn an_unreadable_record_costs_itself_only() {
+        let (_dir, store) = mk_store();
+        store.commit(report_batch(&east(), &mk_report(&["a"]), &Ledger::default())).unwrap();
+        let put = vec![
+            ("member/west".to_owned(), b"{".to_vec()),
+            ("member/B@d".to_owned(), b"{}".to_vec()),
+        ];
+        store.commit(Batch { put, ..Batch::default() }).unwrap();
+        assert_eq!(read_members(&store).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,400 @@
+//! The hub's process from start to stop, in reading order.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use fairlead_crds::keys;
+use fairlead_model::Millis;
+use fairlead_translate::CapabilityKeys;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{Admin, Start};
+use crate::args::RunArgs;
+use crate::conductor::{Conductor, Current};
+use crate::enroll::EnrollService;
+use crate::fleet::Fleet;
+use crate::lease::HubLease;
+use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::persist::{MemorySlot, Persist};
+use crate::pki::{Ca, SERVER_NAME, SERVER_RENEWAL};
+use crate::registry::KubeRegistry;
+use crate::signal::Signal;
+use crate::status::StatusWriter;
+use crate::store::{EmbeddedStore, Store};
+use crate::tls::{HubCertificate, server_config};
+use crate::watch::Objects;
+use crate::{admin, bootstrap, clock, link, record, watch};
+
+/// Pause between tries of a step of the start.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often the hub says again in its ConfigMap who it is.
+const PUBLISH_PERIOD: Duration = Duration::from_secs(600);
+/// How long the parts may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the hub until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or another hub took over.
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    // Two providers may be linked by features of others: name ours before anything uses TLS.
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("a TLS provider was installed before"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let stop = CancellationToken::new();
+    runtime.block_on(async {
+        tokio::spawn(stop_on_signal(stop.clone()));
+        run_until(args, stop).await
+    })
+}
+
+/// What lives from start to stop.
+struct Hub {
+    args: RunArgs,
+    started_at: Millis,
+    store: Arc<dyn Store>,
+    fleet: Arc<Fleet>,
+    objects: Arc<Objects>,
+    metrics: Arc<Metrics>,
+    current: Arc<ArcSwap<Current>>,
+    decided: Arc<Signal>,
+    start: Arc<Start>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    let data_dir = args.data_dir.clone();
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&data_dir)?);
+    let hub = Hub {
+        args,
+        started_at: clock::now(),
+        fleet: Arc::new(Fleet::restore(record::read_members(store.as_ref())?)),
+        store,
+        objects: Arc::default(),
+        metrics: Arc::default(),
+        current: Arc::default(),
+        decided: Arc::default(),
+        start: Arc::default(),
+        tasks: TaskTracker::new(),
+        stop: stop.clone(),
+    };
+    hub.serve_admin().await?;
+    let client = Client::try_default().await.context("no Kubernetes cluster is configured")?;
+    hub.watch(&client);
+    let outcome = tokio::select! {
+        outcome = hub.decide(&client) => outcome,
+        () = late(&stop) => Ok(()),
+    };
+    hub.shut_down(&data_dir).await;
+    outcome
+}
+
+impl Hub {
+    /// The read-only API comes first: it tells what the start waits for.
+    async fn serve_admin(&self) -> anyhow::Result<()> {
+        let address = self.args.admin_listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} for the admin API"))?;
+        let admin = Arc::new(Admin {
+            current: Arc::clone(&self.current),
+            fleet: Arc::clone(&self.fleet),
+            objects: Arc::clone(&self.objects),
+            metrics: Arc::clone(&self.metrics),
+            started_at: self.started_at,
+            start: Arc::clone(&self.start),
+        });
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = admin::serve(listener, admin, stop).await {
+                tracing::error!(%error, "the admin API ended");
+            }
+        });
+        tracing::info!(%address, "serving the admin API");
+        Ok(())
+    }
+
+    fn watch(&self, client: &Client) {
+        let (objects, metrics) = (Arc::clone(&self.objects), Arc::clone(&self.metrics));
+        self.tasks.spawn(watch::watch_all(client.clone(), objects, metrics, self.stop.clone()));
+    }
+
+    /// All that only one hub may do. Ends when it must not go on.
+    async fn decide(&self, client: &Client) -> anyhow::Result<()> {
+        let taken = async {
+            let lease = self.take_lease(client).await?;
+            anyhow::Ok((lease, self.own_objects(client).await))
+        };
+        let (lease, (ca, keys)) = tokio::select! {
+            taken = taken => taken?,
+            () = self.stop.cancelled() => return Ok(()),
+        };
+        let (ca, epoch) = (Arc::new(ca), lease.epoch());
+        let certificate = self.server_certificate(client, &ca).await?;
+        self.spawn_conductor(keys)?;
+        self.spawn_status(client);
+        self.spawn_upkeep(client, &ca, &certificate);
+        let served = self.serve_agents(client, ca, certificate, epoch).await?;
+        // Whichever ends first ends the other: no agents without the Lease, no Lease without agents.
+        let (served, kept) = tokio::join!(async { (served.await, self.stop.cancel()).0 }, async {
+            (lease.keep(self.stop.clone()).await, self.stop.cancel()).0
+        },);
+        served?;
+        Ok(kept?)
+    }
+
+    fn spawn_status(&self, client: &Client) {
+        let status = StatusWriter {
+            client: client.clone(),
+            objects: Arc::clone(&self.objects),
+            fleet: Arc::clone(&self.fleet),
+            current: Arc::clone(&self.current),
+            decided: Arc::clone(&self.decided),
+            metrics: Arc::clone(&self.metrics),
+        };
+        self.tasks.spawn(status.run(self.stop.clone()));
+    }
+
+    async fn take_lease(&self, client: &Client) -> anyhow::Result<HubLease> {
+        let mut record = record::read_hub(self.store.as_ref())?;
+        if record.id.is_empty() {
+            record.id = format!("fairlead-hub-{:016x}", rand::random::<u64>());
+            record::write_hub(self.store.as_ref(), &record)?;
+        }
+        let tell = |why| self.start.wait(why);
+        let namespace = &self.args.namespace;
+        let lease = HubLease::acquire(client, namespace, &record.id, record.epoch, tell).await;
+        record.epoch = lease.epoch();
+        record::write_hub(self.store.as_ref(), &record)?;
+        tracing::info!(epoch = record.epoch, id = record.id, "took the Lease");
+        Ok(lease)
+    }
+
+    /// CA and keys, waiting for the API server as long as it takes.
+    async fn own_objects(&self, client: &Client) -> (Ca, CapabilityKeys) {
+        let namespace = &self.args.namespace;
+        loop {
+            let ca = bootstrap::ensure_ca(client, namespace).await;
+            let error = match (ca, bootstrap::ensure_keys(client, namespace).await) {
+                (Ok(ca), Ok(keys)) => return (ca, keys),
+                (Err(error), _) | (_, Err(error)) => error,
+            };
+            self.start.wait(format!("{:#}", anyhow::Error::from(error)));
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn server_certificate(
+        &self,
+        client: &Client,
+        ca: &Ca,
+    ) -> anyhow::Result<Arc<HubCertificate>> {
+        let names = server_names(client, &self.args).await;
+        tracing::info!(?names, ca = ca.hash(), "made the hub's certificate");
+        let certificate = ca.issue_server(&names, clock::now())?;
+        Ok(Arc::new(HubCertificate::new(certificate)?))
+    }
+
+    fn spawn_conductor(&self, keys: CapabilityKeys) -> anyhow::Result<()> {
+        let memory_slot = Arc::new(MemorySlot::default());
+        let conductor = Conductor {
+            objects: Arc::clone(&self.objects),
+            fleet: Arc::clone(&self.fleet),
+            keys: Arc::new(keys),
+            metrics: Arc::clone(&self.metrics),
+            current: Arc::clone(&self.current),
+            decided: Arc::clone(&self.decided),
+            memory_slot: Arc::clone(&memory_slot),
+            started_at: self.started_at,
+            grace_ms: self.args.grace_seconds.saturating_mul(1_000),
+        };
+        let memory = record::read_memory(self.store.as_ref())?;
+        self.tasks.spawn(conductor.run(memory, self.stop.clone()));
+        let persist = Persist {
+            fleet: Arc::clone(&self.fleet),
+            store: Arc::clone(&self.store),
+            metrics: Arc::clone(&self.metrics),
+            memory: memory_slot,
+        };
+        self.tasks.spawn(persist.run(self.stop.clone()));
+        Ok(())
+    }
+
+    /// What is done again from time to time.
+    fn spawn_upkeep(&self, client: &Client, ca: &Arc<Ca>, certificate: &Arc<HubCertificate>) {
+        let (args, ca, certificate) = (self.args.clone(), Arc::clone(ca), Arc::clone(certificate));
+        self.spawn(publish(client.clone(), args.clone(), Arc::clone(&ca)));
+        self.spawn(renew(client.clone(), args, ca, certificate));
+    }
+
+    /// Runs what has no end of its own until the hub stops.
+    fn spawn(&self, endless: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = endless => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// Opens the agents' port; gives what serves it.
+    async fn serve_agents(
+        &self,
+        client: &Client,
+        ca: Arc<Ca>,
+        certificate: Arc<HubCertificate>,
+        epoch: u64,
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
+        let address = self.args.listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} for agents"))?;
+        let tls = Arc::new(server_config(&ca, certificate)?);
+        let registry = Arc::new(KubeRegistry::new(client, &self.args.namespace));
+        let enroll = EnrollService::new(ca, registry.clone());
+        let link = Link {
+            fleet: Arc::clone(&self.fleet),
+            store: Arc::clone(&self.store),
+            registry,
+            epoch,
+            metrics: Arc::clone(&self.metrics),
+            stop: self.stop.clone(),
+        };
+        self.start.done();
+        tracing::info!(%address, "serving agents");
+        Ok(async move { Ok(link::serve(listener, tls, link, enroll).await?) })
+    }
+
+    async fn shut_down(&self, data_dir: &Path) {
+        self.stop.cancel();
+        self.tasks.close();
+        match tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await {
+            Ok(()) => tracing::info!(data_dir = %data_dir.display(), "stopped"),
+            Err(_) => tracing::warn!("some parts did not stop in time"),
+        }
+    }
+}
+
+/// Told to stop, and the parts had their time.
+async fn late(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(STOP_TIMEOUT).await;
+}
+
+async fn publish(client: Client, args: RunArgs, ca: Arc<Ca>) {
+    loop {
+        let advertise = args.advertise.as_deref();
+        let pause = match bootstrap::publish_hub(&client, &args.namespace, &ca, advertise).await {
+            Ok(()) => PUBLISH_PERIOD,
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "joining clusters cannot learn of the hub"
+                );
+                RETRY
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn renew(client: Client, args: RunArgs, ca: Arc<Ca>, certificate: Arc<HubCertificate>) {
+    loop {
+        tokio::time::sleep(SERVER_RENEWAL).await;
+        let names = server_names(&client, &args).await;
+        let renewed = ca.issue_server(&names, clock::now()).map_err(anyhow::Error::from);
+        match renewed.and_then(|next| Ok(certificate.swap(next)?)) {
+            Ok(()) => tracing::info!("renewed the hub's certificate"),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "cannot renew the hub's certificate");
+            }
+        }
+    }
+}
+
+/// Every name by which agents may dial the hub.
+async fn server_names(client: &Client, args: &RunArgs) -> Vec<String> {
+    let (namespace, hub) = (&args.namespace, keys::HUB);
+    let mut names = vec![
+        SERVER_NAME.to_owned(),
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+        hub.to_owned(),
+        format!("{hub}.{namespace}"),
+        format!("{hub}.{namespace}.svc"),
+        format!("{hub}.{namespace}.svc.cluster.local"),
+    ];
+    let listen = args.listen.ip();
+    if !listen.is_unspecified() {
+        names.push(listen.to_string());
+    }
+    let address = match &args.advertise {
+        Some(address) => Some(address.clone()),
+        None => published_address(client, namespace).await,
+    };
+    names.extend(address.as_deref().and_then(host_of));
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// The address that somebody else wrote into the hub's ConfigMap.
+async fn published_address(client: &Client, namespace: &str) -> Option<String> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let map = maps.get_opt(keys::CONFIG_MAP_HUB).await.ok()??;
+    map.data?.remove("address")
+}
+
+/// The host of `https://host:port`.
+fn host_of(address: &str) -> Option<String> {
+    let uri: http::Uri = address.parse().ok()?;
+    let host = uri.host()?;
+    Some(host.trim_start_matches('[').trim_end_matches(']').to_owned())
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("signals cannot be received; the hub stops only when it is killed");
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("told to stop");
+    stop.cancel();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_of_an_address_is_found() {
+        let rows = [
+            ("https://hub.example.com:8443", Some("hub.example.com")),
+            ("https://10.0.0.1:1", Some("10.0.0.1")),
+            ("https://[fd00::1]:8443", Some("fd00::1")),
+            ("", None),
+        ];
+        for (address, want) in rows {
+            assert_eq!(host_of(address).as_deref(), want, "{address}");
+        }
+    }
+}

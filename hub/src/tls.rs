@@ -1,0 +1,213 @@
+//! TLS of the agents' port.
+//!
+//! Owns the server's configuration: the hub's certificate, which is swapped while streams go on, and
+//! what is asked of clients. A client certificate is optional here, since a cluster that joins has
+//! none yet; each call checks what it needs ([`crate::link`]). Never lets an unsigned or foreign
+//! certificate through. An expired one passes, so that its owner can renew it, and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use fairlead_model::Millis;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::identity;
+use crate::pki::{Ca, PkiError, ServerCertificate};
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A certificate cannot be made.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// rustls refuses the key.
+    #[error("the hub's key cannot be used")]
+    Key(#[source] rustls::Error),
+    /// rustls refuses the CA.
+    #[error("the CA cannot be used to check clients: {0}")]
+    Roots(String),
+}
+
+/// The hub's certificate, which can be swapped.
+#[derive(Debug)]
+pub struct HubCertificate(ArcSwap<CertifiedKey>);
+
+impl HubCertificate {
+    /// Starts with this certificate.
+    ///
+    /// # Errors
+    /// [`TlsError::Key`].
+    pub fn new(certificate: ServerCertificate) -> Result<Self, TlsError> {
+        Ok(Self(ArcSwap::from_pointee(certified(certificate)?)))
+    }
+
+    /// New connections get this one from now on.
+    ///
+    /// # Errors
+    /// [`TlsError::Key`].
+    pub fn swap(&self, certificate: ServerCertificate) -> Result<(), TlsError> {
+        self.0.store(Arc::new(certified(certificate)?));
+        Ok(())
+    }
+}
+
+fn certified(certificate: ServerCertificate) -> Result<CertifiedKey, TlsError> {
+    let key = rustls::crypto::ring::sign::any_supported_type(&certificate.key);
+    Ok(CertifiedKey::new(certificate.chain, key.map_err(TlsError::Key)?))
+}
+
+impl ResolvesServerCert for HubCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+/// The configuration of the agents' port.
+///
+/// # Errors
+/// When the CA cannot be used.
+pub fn server_config(ca: &Ca, certificate: Arc<HubCertificate>) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.certificate().clone()).map_err(|e| TlsError::Roots(e.to_string()))?;
+    let strict = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| TlsError::Roots(e.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Key)?
+        .with_client_cert_verifier(Arc::new(AlsoExpired(strict)))
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Checks signatures as ever, but takes a certificate whose time is over as if it were its last second.
+#[derive(Debug)]
+struct AlsoExpired(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for AlsoExpired {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        match self.0.verify_client_cert(leaf, intermediates, now) {
+            // webpki looks at the time before the signature, so the whole check is done again.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            )) => {
+                let read = identity::read_certificate(leaf)
+                    .map_err(|_| rustls::Error::from(CertificateError::BadEncoding))?;
+                self.0.verify_client_cert(leaf, intermediates, unix_time(read.not_after))
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+fn unix_time(at: Millis) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_millis(at.0))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::pki::{SigningRequest, make_ca};
+    use fairlead_hub_core::session::Identity;
+    use fairlead_model::{ClusterUid, MemberId};
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls_pki_types::pem::PemObject as _;
+
+    const NOW: Millis = Millis(1_800_000_000_000);
+    const YEAR_MS: u64 = 365 * 24 * 3600 * 1_000;
+
+    fn mk_leaf(ca: &Ca, now: Millis) -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+        let identity = Identity {
+            member: MemberId::new("east").unwrap(),
+            uid: ClusterUid::new("uid-1").unwrap(),
+        };
+        let pem = ca.sign_member(&SigningRequest::read(&csr).unwrap(), &identity, now).unwrap();
+        CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+    }
+
+    fn verifier(ca: &Ca) -> AlsoExpired {
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.certificate().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let strict = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        AlsoExpired(strict.allow_unauthenticated().build().unwrap())
+    }
+
+    #[test]
+    fn an_expired_certificate_of_ours_passes_and_a_foreign_one_never() {
+        let ours = Ca::open(&make_ca(Millis(NOW.0 - YEAR_MS)).unwrap()).unwrap();
+        let other = Ca::open(&make_ca(Millis(NOW.0 - YEAR_MS)).unwrap()).unwrap();
+        let old = Millis(NOW.0 - YEAR_MS / 2);
+        let rows = [
+            (mk_leaf(&ours, NOW), true),
+            (mk_leaf(&ours, old), true),
+            (mk_leaf(&other, NOW), false),
+            (mk_leaf(&other, old), false),
+        ];
+        for (leaf, want) in rows {
+            let verdict = verifier(&ours).verify_client_cert(&leaf, &[], unix_time(NOW));
+            assert_eq!(verdict.is_ok(), want, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_the_future_is_refused() {
+        let ca = Ca::open(&make_ca(NOW).unwrap()).unwrap();
+        let leaf = mk_leaf(&ca, NOW.plus(YEAR_MS));
+        assert!(verifier(&ca).verify_client_cert(&leaf, &[], unix_time(NOW)).is_err());
+    }
+}

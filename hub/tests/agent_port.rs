@@ -1,0 +1,482 @@
+//! The agents' port over real TCP, TLS and gRPC, with a scripted agent and a registry in memory.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fairlead_hub::clock;
+use fairlead_hub::enroll::EnrollService;
+use fairlead_hub::fleet::Fleet;
+use fairlead_hub::link::{self, Link};
+use fairlead_hub::pki::{Ca, SERVER_NAME, hex, make_ca};
+use fairlead_hub::registry::{
+    NewMember, Registered, Registry, RegistryError, StoredToken, Written,
+};
+use fairlead_hub::store::EmbeddedStore;
+use fairlead_hub::tls::{HubCertificate, server_config};
+use fairlead_hub_core::enroll::Token;
+use fairlead_hub_core::push::Wanted;
+use fairlead_model::ledger::{Digest, Ledger};
+use fairlead_model::session::{
+    ApplyReport, FromAgent, FromHub, Hello, PROTOCOL, Protocol, SnapshotUpdate,
+};
+use fairlead_model::snapshot::Snapshot;
+use fairlead_model::{ClusterUid, MemberId, Millis, PlanNumber, SnapshotNumber};
+use fairlead_proto::convert::{HubAssembler, agent_messages};
+use fairlead_proto::pb;
+use fairlead_proto::pb::enrollment_client::EnrollmentClient;
+use fairlead_proto::pb::fleet_client::FleetClient;
+use rcgen::{CertificateParams, KeyPair};
+use sha2::{Digest as _, Sha256};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status, Streaming};
+
+const WAIT: Duration = Duration::from_secs(10);
+
+/// Tokens and members in memory, with versions like an API server's.
+#[derive(Default)]
+struct FakeRegistry {
+    tokens: Mutex<BTreeMap<String, StoredToken>>,
+    members: Mutex<BTreeMap<MemberId, Registered>>,
+}
+
+impl FakeRegistry {
+    fn add_token(&self, text: &str, expires_at: Millis) {
+        let id = text.split_once('.').unwrap().0.to_owned();
+        let hash = hex(&Sha256::digest(text));
+        let token = Token { id: id.clone(), expires_at, ..Token::default() };
+        let stored = StoredToken { token, hash, version: "1".into() };
+        self.tokens.lock().unwrap().insert(id, stored);
+    }
+
+    fn owners(&self) -> BTreeMap<MemberId, Option<ClusterUid>> {
+        let members = self.members.lock().unwrap();
+        members.iter().map(|(member, r)| (member.clone(), r.uid.clone())).collect()
+    }
+}
+
+#[tonic::async_trait]
+impl Registry for FakeRegistry {
+    async fn token(&self, id: &str) -> Result<Option<StoredToken>, RegistryError> {
+        Ok(self.tokens.lock().unwrap().get(id).cloned())
+    }
+
+    async fn bind_token(
+        &self,
+        token: &StoredToken,
+        key_hash: &str,
+        _: &ClusterUid,
+    ) -> Result<Written, RegistryError> {
+        let mut tokens = self.tokens.lock().unwrap();
+        let held = tokens.get_mut(&token.token.id).unwrap();
+        if held.version != token.version {
+            return Ok(Written::Conflict);
+        }
+        held.version.push('1');
+        held.token.bound_key = Some(key_hash.to_owned());
+        Ok(Written::Done)
+    }
+
+    async fn members(&self) -> Result<BTreeMap<MemberId, Registered>, RegistryError> {
+        Ok(self.members.lock().unwrap().clone())
+    }
+
+    async fn member(&self, member: &MemberId) -> Result<Option<Registered>, RegistryError> {
+        Ok(self.members.lock().unwrap().get(member).cloned())
+    }
+
+    async fn create_member(&self, member: &NewMember) -> Result<Written, RegistryError> {
+        let registered = Registered { uid: Some(member.uid.clone()), version: "1".into() };
+        self.members.lock().unwrap().insert(member.member.clone(), registered);
+        Ok(Written::Done)
+    }
+
+    async fn claim_member(
+        &self,
+        member: &NewMember,
+        _: &Registered,
+    ) -> Result<Written, RegistryError> {
+        self.create_member(member).await
+    }
+}
+
+/// A hub's port.
+struct Port {
+    address: SocketAddr,
+    ca: Arc<Ca>,
+    registry: Arc<FakeRegistry>,
+    fleet: Arc<Fleet>,
+    stop: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn mk_port() -> Port {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Arc::new(Ca::open(&make_ca(clock::now()).unwrap()).unwrap());
+    let names = [SERVER_NAME.to_owned()];
+    let certificate = HubCertificate::new(ca.issue_server(&names, clock::now()).unwrap()).unwrap();
+    let tls = Arc::new(server_config(&ca, Arc::new(certificate)).unwrap());
+    let registry = Arc::new(FakeRegistry::default());
+    let (fleet, stop) = (Arc::new(Fleet::default()), CancellationToken::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let link = Link {
+        fleet: Arc::clone(&fleet),
+        store: Arc::new(EmbeddedStore::open(dir.path()).unwrap()),
+        registry: registry.clone(),
+        epoch: 5,
+        metrics: Arc::default(),
+        stop: stop.clone(),
+    };
+    let enroll = EnrollService::new(Arc::clone(&ca), registry.clone());
+    tokio::spawn(link::serve(listener, tls, link, enroll));
+    Port { address, ca, registry, fleet, stop, _dir: dir }
+}
+
+/// What an agent has in its own cluster.
+struct Cluster {
+    member: String,
+    uid: String,
+    key: KeyPair,
+}
+
+impl Cluster {
+    fn new(member: &str, uid: &str) -> Self {
+        Self { member: member.into(), uid: uid.into(), key: KeyPair::generate().unwrap() }
+    }
+
+    fn csr(&self) -> String {
+        CertificateParams::default().serialize_request(&self.key).unwrap().pem().unwrap()
+    }
+
+    fn request(&self, token: &str) -> pb::EnrollRequest {
+        pb::EnrollRequest {
+            token: token.to_owned(),
+            member: self.member.clone(),
+            cluster_uid: self.uid.clone(),
+            csr_pem: self.csr(),
+            protocol: Some(pb::Protocol { major: PROTOCOL.major, minor: PROTOCOL.minor }),
+            now_ms: clock::now().0,
+            ..pb::EnrollRequest::default()
+        }
+    }
+
+    fn hello(&self, incarnation: u64, bundle: Option<(PlanNumber, Digest)>) -> FromAgent {
+        FromAgent::Hello(Hello {
+            member: MemberId::new(&self.member).unwrap(),
+            uid: ClusterUid::new(&self.uid).unwrap(),
+            protocol: PROTOCOL,
+            agent_version: "0.1.0".into(),
+            incarnation,
+            bundle,
+            now: clock::now(),
+        })
+    }
+}
+
+impl Port {
+    async fn channel(&self, identity: Option<(&str, &Cluster)>) -> Channel {
+        let mut tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.ca.certificate_pem()))
+            .domain_name(SERVER_NAME);
+        if let Some((certificate, cluster)) = identity {
+            tls = tls.identity(Identity::from_pem(certificate, cluster.key.serialize_pem()));
+        }
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+        endpoint.tls_config(tls).unwrap().connect().await.unwrap()
+    }
+
+    async fn enroll(&self, request: pb::EnrollRequest) -> Result<pb::EnrollResponse, Status> {
+        let mut client = EnrollmentClient::new(self.channel(None).await);
+        client.enroll(request).await.map(tonic::Response::into_inner)
+    }
+
+    async fn join(&self, cluster: &Cluster) -> String {
+        let token = format!("{:0>8}.{}", cluster.member, "s".repeat(32));
+        self.registry.add_token(&token, clock::now().plus(60_000));
+        let certificate = self.enroll(cluster.request(&token)).await.unwrap().certificate_pem;
+        self.fleet.register(&self.registry.owners());
+        certificate
+    }
+
+    async fn open(&self, certificate: &str, cluster: &Cluster) -> Agent {
+        let mut client = FleetClient::new(self.channel(Some((certificate, cluster))).await);
+        let (outbox, stream) = mpsc::channel(16);
+        let inbox = client.session(ReceiverStream::new(stream)).await.unwrap().into_inner();
+        Agent { outbox, inbox, assembler: HubAssembler::default() }
+    }
+}
+
+/// A scripted agent's stream.
+struct Agent {
+    outbox: mpsc::Sender<pb::AgentMessage>,
+    inbox: Streaming<pb::HubMessage>,
+    assembler: HubAssembler,
+}
+
+impl Agent {
+    async fn say(&self, message: FromAgent) {
+        for message in agent_messages(&message) {
+            self.outbox.send(message).await.unwrap();
+        }
+    }
+
+    /// The next message that is no heartbeat.
+    async fn hear(&mut self) -> Result<FromHub, Status> {
+        loop {
+            let message = tokio::time::timeout(WAIT, self.inbox.message()).await.unwrap()?;
+            let message = message.ok_or_else(|| Status::cancelled("the stream ended"))?;
+            match self.assembler.push(message).unwrap() {
+                Some(FromHub::Heartbeat(_)) | None => {}
+                Some(message) => return Ok(message),
+            }
+        }
+    }
+
+    async fn welcome(&mut self) -> fairlead_model::session::Welcome {
+        match self.hear().await.unwrap() {
+            FromHub::Welcome(welcome) => welcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn bundle(&mut self) -> fairlead_model::session::BundleUpdate {
+        match self.hear().await.unwrap() {
+            FromHub::Bundle(update) => update,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn reason(status: &Status) -> &str {
+    status.metadata().get("fairlead-reason").map_or("", |value| value.to_str().unwrap())
+}
+
+fn mk_wanted(value: u8) -> Wanted {
+    let ledger = Ledger::new([("a".into(), vec![value]), ("b".into(), vec![0; 600_000])].into());
+    let (digest, ledger) = (ledger.digest(), Arc::new(ledger));
+    Wanted { ledger, digest, caused_at: Millis(1), trace_parent: String::new() }
+}
+
+fn mk_snapshot(namespaces: &[&str]) -> Ledger {
+    let namespaces = namespaces.iter().map(|n| (*n).to_owned()).collect();
+    fairlead_proto::ledger::snapshot_to_ledger(&Snapshot { namespaces, ..Snapshot::default() })
+}
+
+async fn until(what: &str, mut fact: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + WAIT;
+    while !fact() {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_joins_reports_and_gets_its_bundles() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    let id = MemberId::new("east").unwrap();
+    let certificate = port.join(&east).await;
+    let mut agent = port.open(&certificate, &east).await;
+    agent.say(east.hello(1, None)).await;
+    let welcome = agent.welcome().await;
+    assert!(welcome.epoch > 5, "above the epoch of the process");
+    assert_eq!(welcome.snapshot, None);
+
+    let one = mk_snapshot(&["a", "b"]);
+    let number = SnapshotNumber { incarnation: 1, sequence: 1 };
+    agent.say(FromAgent::Snapshot(SnapshotUpdate { number, delta: one.full() })).await;
+    assert_eq!(agent.hear().await.unwrap(), FromHub::SnapshotTaken(number));
+    let look = port.fleet.look();
+    assert_eq!(look[&id].report.as_ref().unwrap().snapshot.namespaces.len(), 2);
+
+    port.fleet.want([(id.clone(), mk_wanted(1))].into());
+    let first = agent.bundle().await;
+    assert_eq!(Ledger::default().apply(&first.delta).unwrap(), *mk_wanted(1).ledger);
+    port.fleet.want([(id.clone(), mk_wanted(2))].into());
+    port.fleet.want([(id.clone(), mk_wanted(3))].into());
+    let report = ApplyReport { number: first.number, complete: true, ..ApplyReport::default() };
+    agent.say(FromAgent::Applied(report)).await;
+    let second = agent.bundle().await;
+    assert_eq!(second.base, Some(first.number));
+    assert_eq!(second.delta.put.len(), 1, "only what differs travels");
+    assert_eq!(mk_wanted(1).ledger.apply(&second.delta).unwrap(), *mk_wanted(3).ledger);
+
+    // The agent comes back with what it holds: a number, no content, and its snapshot is known.
+    drop(agent);
+    until("the stream is lost", || !port.fleet.look()[&id].connected).await;
+    let mut agent = port.open(&certificate, &east).await;
+    agent.say(east.hello(1, Some((second.number, second.delta.digest)))).await;
+    let again = agent.welcome().await;
+    assert!(again.epoch > welcome.epoch);
+    assert_eq!(again.snapshot, Some((number, one.digest())));
+    let resumed = agent.bundle().await;
+    assert!(resumed.delta.is_empty() && resumed.number > second.number);
+}
+
+#[tokio::test]
+async fn a_digest_that_does_not_fit_costs_one_full_snapshot() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    let certificate = port.join(&east).await;
+    let mut agent = port.open(&certificate, &east).await;
+    agent.say(east.hello(1, None)).await;
+    agent.welcome().await;
+    let update = |sequence, delta| {
+        let number = SnapshotNumber { incarnation: 1, sequence };
+        FromAgent::Snapshot(SnapshotUpdate { number, delta })
+    };
+    let (base, next) = (mk_snapshot(&["a"]), mk_snapshot(&["a", "b"]));
+    agent.say(update(1, next.delta_from(&base))).await;
+    assert_eq!(agent.hear().await.unwrap(), FromHub::SnapshotWanted);
+    agent.say(update(2, next.full())).await;
+    assert!(matches!(agent.hear().await.unwrap(), FromHub::SnapshotTaken(n) if n.sequence == 2));
+    let mut broken = next.full();
+    broken.digest = [1; 32];
+    agent.say(update(3, broken)).await;
+    assert_eq!(reason(&agent.hear().await.unwrap_err()), "Unreadable");
+}
+
+#[tokio::test]
+async fn an_agent_can_report_only_about_itself() {
+    let port = mk_port().await;
+    let (east, west) = (Cluster::new("east", "uid-east"), Cluster::new("west", "uid-west"));
+    let certificate = port.join(&east).await;
+    port.join(&west).await;
+    let mut agent = port.open(&certificate, &east).await;
+    agent.say(west.hello(1, None)).await;
+    let refused = agent.hear().await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (Code::PermissionDenied, "WrongIdentity"));
+}
+
+#[tokio::test]
+async fn another_major_of_the_protocol_is_refused() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    let certificate = port.join(&east).await;
+    let mut agent = port.open(&certificate, &east).await;
+    let FromAgent::Hello(hello) = east.hello(1, None) else { unreachable!() };
+    let protocol = Protocol { major: PROTOCOL.major + 1, minor: 0 };
+    agent.say(FromAgent::Hello(Hello { protocol, ..hello })).await;
+    assert_eq!(reason(&agent.hear().await.unwrap_err()), "VersionUnsupported");
+}
+
+#[tokio::test]
+async fn a_stream_needs_a_certificate_of_a_registered_member() {
+    let port = mk_port().await;
+    let mut stranger = FleetClient::new(port.channel(None).await);
+    let refused = stranger.session(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+
+    let east = Cluster::new("east", "uid-east");
+    let certificate = port.join(&east).await;
+    let mut agent = port.open(&certificate, &east).await;
+    agent.say(east.hello(1, None)).await;
+    agent.welcome().await;
+    port.registry.members.lock().unwrap().clear();
+    port.fleet.register(&port.registry.owners());
+    assert_eq!(reason(&agent.hear().await.unwrap_err()), "MemberRemoved");
+    let mut client = FleetClient::new(port.channel(Some((&certificate, &east))).await);
+    let refused = client.session(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(reason(&refused), "MemberRemoved");
+    let mut client = EnrollmentClient::new(port.channel(Some((&certificate, &east))).await);
+    let request = pb::RenewRequest { csr_pem: east.csr() };
+    assert_eq!(reason(&client.renew(request).await.unwrap_err()), "MemberRemoved");
+}
+
+#[tokio::test]
+async fn a_newer_stream_ends_the_older_one() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    let certificate = port.join(&east).await;
+    let mut older = port.open(&certificate, &east).await;
+    older.say(east.hello(1, None)).await;
+    older.welcome().await;
+    let mut newer = port.open(&certificate, &east).await;
+    newer.say(east.hello(2, None)).await;
+    newer.welcome().await;
+    assert_eq!(reason(&older.hear().await.unwrap_err()), "OldNumber");
+    let mut stale = port.open(&certificate, &east).await;
+    stale.say(east.hello(1, None)).await;
+    assert_eq!(reason(&stale.hear().await.unwrap_err()), "OldNumber");
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_one_key_which_may_retry() {
+    let port = mk_port().await;
+    let token = format!("abcdefgh.{}", "s".repeat(32));
+    port.registry.add_token(&token, clock::now().plus(60_000));
+    let (east, thief) = (Cluster::new("east", "uid-east"), Cluster::new("thief", "uid-thief"));
+    port.enroll(east.request(&token)).await.unwrap();
+    port.enroll(east.request(&token)).await.unwrap();
+    let refused = port.enroll(thief.request(&token)).await.unwrap_err();
+    assert_eq!(reason(&refused), "TokenUsed");
+    assert_eq!(port.registry.owners().len(), 1);
+}
+
+#[tokio::test]
+async fn each_wrong_join_is_refused_with_its_reason() {
+    let port = mk_port().await;
+    let good = format!("abcdefgh.{}", "s".repeat(32));
+    let late = format!("expired0.{}", "s".repeat(32));
+    port.registry.add_token(&good, clock::now().plus(60_000));
+    port.registry.add_token(&late, clock::now());
+    let east = Cluster::new("east", "uid-east");
+    let taken = Registered { uid: ClusterUid::new("uid-other").ok(), version: "1".into() };
+    port.registry.members.lock().unwrap().insert(MemberId::new("taken").unwrap(), taken);
+    let request = || east.request(&good);
+    let wrong_secret = format!("abcdefgh.{}", "t".repeat(32));
+    let rows = [
+        (east.request("nonsense"), "TokenUnknown"),
+        (east.request(&wrong_secret), "TokenUnknown"),
+        (east.request(&late), "TokenExpired"),
+        (pb::EnrollRequest { member: "East".into(), ..request() }, "UnsupportedValue"),
+        (pb::EnrollRequest { member: "taken".into(), ..request() }, "NameTaken"),
+        (pb::EnrollRequest { now_ms: clock::now().0 - 600_000, ..request() }, "ClockSkew"),
+        (pb::EnrollRequest { csr_pem: "x".into(), ..request() }, "Unreadable"),
+        (pb::EnrollRequest { protocol: None, ..request() }, "VersionUnsupported"),
+    ];
+    for (request, want) in rows {
+        let refused = port.enroll(request).await.unwrap_err();
+        assert_eq!(reason(&refused), want, "{refused:?}");
+        assert!(!refused.message().is_empty());
+    }
+    let huge = pb::EnrollRequest { csr_pem: "x".repeat(100_000), ..request() };
+    assert_eq!(port.enroll(huge).await.unwrap_err().code(), Code::OutOfRange);
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_the_same_member() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    let certificate = port.join(&east).await;
+    let mut client = EnrollmentClient::new(port.channel(Some((&certificate, &east))).await);
+    let request = pb::RenewRequest { csr_pem: east.csr() };
+    let renewed = client.renew(request).await.unwrap().into_inner().certificate_pem;
+    let mut agent = port.open(&renewed, &east).await;
+    agent.say(east.hello(1, None)).await;
+    agent.welcome().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_shakes_hands_holds_up_nobody() {
+    let port = mk_port().await;
+    let mut idle = Vec::new();
+    for _ in 0..32 {
+        idle.push(tokio::net::TcpStream::connect(port.address).await.unwrap());
+    }
+    let east = Cluster::new("east", "uid-east");
+    tokio::time::timeout(WAIT, port.join(&east)).await.unwrap();
+}

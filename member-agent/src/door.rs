@@ -1,0 +1,141 @@
+//! A connection to a door: one HTTP/1.1 request at a time over mTLS.
+//!
+//! Used by the probes of peers' doors and by the knock at our own. Says how a request ended and
+//! nothing about what that means. Redirects are never followed, bodies are bounded and thrown away.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use fairlead_model::snapshot::Address;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// A probe's answer is a redirect; whatever is larger is not read.
+const BODY_MAX: usize = 64 << 10;
+
+/// Why a door did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The name cannot be a server's.
+    #[error("{name:?} is no server name")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// No connection, or TLS failed.
+    #[error("connect to {address}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The request failed on a connection that stood.
+    #[error("ask {host}")]
+    Ask {
+        /// Whom.
+        host: String,
+        /// Why.
+        source: hyper::Error,
+    },
+}
+
+impl DoorError {
+    /// True when nobody said anything: not the door, not its host, not its network.
+    pub fn is_silence(&self) -> bool {
+        let Self::Connect { source, .. } = self else { return false };
+        matches!(
+            source.kind(),
+            io::ErrorKind::TimedOut
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::AddrNotAvailable
+        )
+    }
+}
+
+/// An open connection to a door.
+pub struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    host: String,
+}
+
+/// Opens TLS to one address of a door.
+///
+/// # Errors
+/// [`DoorError`] when there is nobody or TLS fails.
+pub async fn open_tls(
+    config: &Arc<ClientConfig>,
+    server_name: &str,
+    address: &Address,
+    port: u16,
+) -> Result<TlsStream<TcpStream>, DoorError> {
+    let name = ServerName::try_from(server_name.to_owned())
+        .map_err(|_| DoorError::Name { name: server_name.to_owned() })?;
+    let failed = |source| DoorError::Connect { address: format!("{address}:{port}"), source };
+    let stream = match address {
+        Address::Ip(ip) => TcpStream::connect(SocketAddr::new(*ip, port)).await,
+        Address::Name(name) => TcpStream::connect((name.as_str(), port)).await,
+    };
+    let stream = stream.map_err(failed)?;
+    stream.set_nodelay(true).map_err(failed)?;
+    TlsConnector::from(config.clone()).connect(name, stream).await.map_err(failed)
+}
+
+/// Opens a connection for requests.
+///
+/// # Errors
+/// [`DoorError`] when there is nobody or TLS fails.
+pub async fn open(
+    config: &Arc<ClientConfig>,
+    server_name: &str,
+    address: &Address,
+    port: u16,
+) -> Result<Connection, DoorError> {
+    let stream = open_tls(config, server_name, address, port).await?;
+    let host = server_name.to_owned();
+    let ask = |source| DoorError::Ask { host: host.clone(), source };
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ask)?;
+    // It ends when the sender is dropped, or with the connection; what is wrong with it the sender says.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(Connection { sender, host })
+}
+
+impl Connection {
+    /// Asks for a path; the status of the answer.
+    ///
+    /// # Errors
+    /// [`DoorError::Ask`] when the connection broke.
+    pub async fn get(&mut self, path: &str) -> Result<u16, DoorError> {
+        let failed = |source| DoorError::Ask { host: self.host.clone(), source };
+        let request = http::Request::get(path)
+            .header(http::header::HOST, &self.host)
+            .header(http::header::USER_AGENT, "fairlead-agent")
+            .body(Empty::new())
+            .expect("a path and a host of ours make a request");
+        self.sender.ready().await.map_err(failed)?;
+        let answer = self.sender.send_request(request).await.map_err(failed)?;
+        let status = answer.status().as_u16();
+        // The connection is free for the next request once the body was read.
+        drop(Limited::new(answer.into_body(), BODY_MAX).collect().await);
+        Ok(status)
+    }
+
+    /// True when the other side closed it.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+/// The gateway itself answers the probe route, with a redirect; anything else is somebody else.
+pub fn is_answer(status: u16) -> bool {
+    (200..400).contains(&status)
+}

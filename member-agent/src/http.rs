@@ -1,0 +1,220 @@
+//! The agent's HTTP: health and metrics for its own cluster, ready counts for peers.
+//!
+//! Two listeners, because the second is reachable through the door: peers must see counts there and
+//! nothing else. Read only; nothing here changes anything.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json};
+use axum::routing::get;
+use fairlead_agent_core::diff::KindState;
+use fairlead_crds::keys;
+use fairlead_model::session::ApplyReport;
+use fairlead_model::snapshot::{Consent, Snapshot};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::cache::Cache;
+use crate::crossing::Crossing;
+use crate::disk::KeptKnock;
+use crate::metrics::Metrics;
+use crate::uplink::LinkState;
+
+/// Ready and expected endpoints of exported services, by `namespace/name`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Readiness {
+    /// Counts.
+    pub services: BTreeMap<String, ReadyCounts>,
+}
+
+/// Counts of one service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReadyCounts {
+    /// Ready endpoints.
+    pub ready: u32,
+    /// Endpoints that are not terminating.
+    pub expected: u32,
+}
+
+/// What the admin listener shows.
+#[derive(Clone)]
+pub struct Admin {
+    /// Watches.
+    pub cache: Arc<Cache>,
+    /// The hub; none = there is none to connect to.
+    pub link: Option<watch::Receiver<LinkState>>,
+    /// Our certificates.
+    pub crossing: watch::Receiver<Option<Arc<Crossing>>>,
+    /// The knock.
+    pub knock: watch::Receiver<KeptKnock>,
+    /// What became of the plan.
+    pub applied: watch::Receiver<Option<ApplyReport>>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Serves /healthz, /readyz and /metrics.
+///
+/// # Errors
+/// When the address cannot be used.
+pub async fn serve_admin(listen: SocketAddr, admin: Admin) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(admin);
+    axum::serve(TcpListener::bind(listen).await?, router).await
+}
+
+/// Serves the counts of ready endpoints.
+///
+/// # Errors
+/// When the address cannot be used.
+pub async fn serve_readiness(
+    listen: SocketAddr,
+    snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+) -> std::io::Result<()> {
+    let router = Router::new().route(keys::PATH_READINESS, get(readiness)).with_state(snapshot);
+    axum::serve(TcpListener::bind(listen).await?, router).await
+}
+
+async fn readiness(
+    State(snapshot): State<watch::Receiver<Option<Arc<Snapshot>>>>,
+) -> axum::response::Response {
+    let snapshot = snapshot.borrow().clone();
+    match snapshot {
+        Some(snapshot) => Json(readiness_of(&snapshot)).into_response(),
+        // No counts are not zero counts.
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+fn readiness_of(snapshot: &Snapshot) -> Readiness {
+    let exported = snapshot.services.iter().filter(|(_, s)| s.consent == Consent::Given);
+    let counts = exported.map(|(name, service)| {
+        let counts = service.counts();
+        (name.to_string(), ReadyCounts { ready: counts.ready, expected: counts.total })
+    });
+    Readiness { services: counts.collect() }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], admin.metrics.text())
+}
+
+async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    let (ready, text) = readiness_text(&admin);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, text)
+}
+
+/// Ready: every watch has answered, the certificates are there, and there is a hub or a plan to
+/// hold. A hub that goes away later makes no agent unready: it goes on serving its peers, and
+/// nothing in the cluster changes. The text has a line for each, and lines for what people ask next.
+fn readiness_text(admin: &Admin) -> (bool, String) {
+    let mut lines = Vec::new();
+    let mut ready = true;
+    let mut check = |name: &str, ok: bool, detail: String| {
+        ready &= ok;
+        let mark = if ok { "ok" } else { "waiting" };
+        lines.push(format!("{name}: {mark}{}{detail}", if detail.is_empty() { "" } else { ": " }));
+    };
+    {
+        let state = admin.cache.read();
+        let of = |want: fn(&KindState) -> bool| {
+            let kinds = state.kinds.iter().filter(|(_, kind)| want(kind));
+            kinds.map(|(key, _)| key.kind.to_string()).collect::<Vec<_>>().join(", ")
+        };
+        let unsynced = of(|kind| *kind == KindState::Unsynced);
+        let troubles: Vec<String> =
+            state.troubles.iter().map(|(key, why)| format!("{}: {why}", key.kind)).collect();
+        let detail = [unsynced.clone(), troubles.join("; ")].join(" ").trim().to_owned();
+        check("watches", unsynced.is_empty(), detail);
+        let missing = of(|kind| *kind == KindState::Missing);
+        if !missing.is_empty() {
+            check("kinds that this cluster does not serve", true, missing);
+        }
+    }
+    let made = admin.crossing.borrow().is_some();
+    check("crossing certificates", made, String::new());
+    if let Some(link) = &admin.link {
+        let link = link.borrow().clone();
+        let holds_plan = admin.applied.borrow().is_some();
+        check("hub", link.open || holds_plan, link.trouble);
+    }
+    let knock = admin.knock.borrow().clone();
+    check("door", true, format!("{:?} {}", knock.knock, knock.message).trim().to_owned());
+    let plan = admin.applied.borrow().as_ref().map_or_else(
+        || "none yet".to_owned(),
+        |report| format!("{}, {} exceptions", report.number, report.exceptions.len()),
+    );
+    check("plan", true, plan);
+    lines.push(String::new());
+    (ready, lines.join("\n"))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use fairlead_agent_core::diff::KindKey;
+    use fairlead_model::NsName;
+    use fairlead_model::snapshot::{EndpointCounts, ServiceState};
+
+    #[test]
+    fn readiness_counts_what_is_exported_with_consent() {
+        let service = |consent| ServiceState {
+            consent,
+            zones: [("a".to_owned(), EndpointCounts { ready: 2, total: 3 })].into(),
+            ..ServiceState::default()
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.services.insert(NsName::new("shop", "cart"), service(Consent::Given));
+        snapshot.services.insert(NsName::new("bank", "x"), service(Consent::Refused));
+        let readiness = readiness_of(&snapshot);
+        assert_eq!(
+            serde_json::to_string(&readiness).unwrap(),
+            r#"{"services":{"shop/cart":{"ready":2,"expected":3}}}"#
+        );
+    }
+
+    #[tokio::test]
+    async fn ready_means_watches_certificates_and_a_hub_or_a_plan() {
+        let kind = KindKey::new("", "Service");
+        let (link_tx, link) = watch::channel(LinkState::default());
+        let (crossing_tx, crossing) = watch::channel(None);
+        let (applied_tx, applied) = watch::channel(None);
+        let admin = Admin {
+            cache: Cache::new([kind.clone()]),
+            link: Some(link),
+            crossing,
+            knock: watch::channel(KeptKnock::default()).1,
+            applied,
+            metrics: Arc::default(),
+        };
+        assert!(!readiness_text(&admin).0);
+        admin.cache.set_missing(&kind);
+        let member = crate::testing::TestMember::new("uid-east");
+        crossing_tx.send_replace(Some(Arc::new(member.crossing)));
+        link_tx.send_replace(LinkState {
+            trouble: "no route to host".to_owned(),
+            ..LinkState::default()
+        });
+        let (ready, text) = readiness_text(&admin);
+        assert!(!ready && text.contains("hub: waiting: no route to host"), "{text}");
+        link_tx.send_replace(LinkState { open: true, ..LinkState::default() });
+        assert!(readiness_text(&admin).0);
+        applied_tx.send_replace(Some(ApplyReport::default()));
+        link_tx.send_replace(LinkState::default());
+        assert!(readiness_text(&admin).0, "a hub that goes away changes nothing");
+    }
+}

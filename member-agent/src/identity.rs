@@ -1,0 +1,246 @@
+//! Who the agent is to the hub: its key, its certificate, the hub's CA.
+//!
+//! The key is made here and never leaves the cluster. It is kept before the token is shown, because
+//! a token binds to the key of its first request: a lost answer is asked for again with the same one.
+//! At the first contact the hub is known only by the hash of its CA; after that by the CA itself.
+//! Fails with an error that says what a person can do; the caller tries again.
+
+use std::path::{Path, PathBuf};
+
+use fairlead_crds::keys;
+use fairlead_model::session::PROTOCOL;
+use fairlead_model::{ClusterUid, MemberId, Millis};
+use fairlead_proto::pb;
+use fairlead_proto::pb::enrollment_client::EnrollmentClient;
+use tracing::info;
+
+use crate::clock::wall_now;
+use crate::dial::{self, DialError, HubAddress};
+use crate::pki::{self, CertificateFacts, PkiError};
+use crate::secret::{Data, Secrets};
+use crate::tls::{Leaf, Trust};
+
+const SECRET_TYPE: &str = "Opaque";
+const CERT: &str = "tls.crt";
+const KEY: &str = "tls.key";
+const CA: &str = "ca.crt";
+/// The trailer that carries the reason of a refusal.
+const REASON_TRAILER: &str = "fairlead-reason";
+
+/// What a connection to the hub needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentIdentity {
+    /// Certificate and key.
+    pub leaf: Leaf,
+    /// The hub's CA, PEM.
+    pub ca_pem: String,
+}
+
+/// What is told about this cluster at the first contact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introduction {
+    /// Name.
+    pub member: MemberId,
+    /// Cluster.
+    pub uid: ClusterUid,
+    /// Region, when the person who joined it said one.
+    pub region: Option<String>,
+    /// Zone, likewise.
+    pub zone: Option<String>,
+    /// Class for Gateways, likewise.
+    pub gateway_class: Option<String>,
+}
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The Secret cannot be read or written.
+    #[error("Secret {}: {}", keys::SECRET_AGENT_IDENTITY, crate::api::message(source))]
+    Secret {
+        /// Why.
+        source: kube::Error,
+    },
+    /// Keys or certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// There is nothing to show to the hub.
+    #[error(
+        "this agent has no identity and no bootstrap token ({path} is not readable); run `fairlead token create` \
+         against the hub and `fairlead join` here"
+    )]
+    NoToken {
+        /// What is missing.
+        path: String,
+    },
+    /// The hub is not reached.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The hub says no.
+    #[error("the hub refuses: {reason}: {message}")]
+    Refused {
+        /// Name of the reason, or the gRPC code.
+        reason: String,
+        /// In words.
+        message: String,
+    },
+}
+
+fn secret_error(source: kube::Error) -> IdentityError {
+    IdentityError::Secret { source }
+}
+
+/// Gets and keeps the identity.
+pub struct Identities {
+    /// Where it is kept.
+    pub secrets: Secrets,
+    /// Where the hub is.
+    pub hub: HubAddress,
+    /// What we say of ourselves.
+    pub introduction: Introduction,
+    /// Files of the first contact.
+    pub bootstrap_dir: PathBuf,
+}
+
+impl Identities {
+    /// The identity: the one that is kept, renewed when two thirds of its life are over; else a new
+    /// one for the bootstrap token.
+    ///
+    /// # Errors
+    /// [`IdentityError`] when there is none to be had now.
+    pub async fn obtain(&self) -> Result<AgentIdentity, IdentityError> {
+        let kept = self.secrets.get(keys::SECRET_AGENT_IDENTITY).await.map_err(secret_error)?;
+        let kept = kept.unwrap_or_default();
+        if let Some(identity) = identity_of(&kept).filter(|i| self.is_mine(i)) {
+            if !is_due(&identity, wall_now()) {
+                return Ok(identity);
+            }
+            return self.renew(identity).await;
+        }
+        self.enroll(kept.get(KEY).cloned()).await
+    }
+
+    /// A certificate for another name or cluster (a restored backup, a copied Secret) is not ours.
+    fn is_mine(&self, identity: &AgentIdentity) -> bool {
+        let Introduction { member, uid, .. } = &self.introduction;
+        let name = format!("spiffe://fairlead.dev/member/{member}/{uid}");
+        CertificateFacts::of(&identity.leaf.cert_pem).is_ok_and(|facts| facts.names.contains(&name))
+    }
+
+    async fn enroll(&self, key: Option<String>) -> Result<AgentIdentity, IdentityError> {
+        let token = read_file(&self.bootstrap_dir, "token")?;
+        let pin = read_file(&self.bootstrap_dir, "ca-hash")?;
+        let key_pem = match key.filter(|key| pki::make_csr(key).is_ok()) {
+            Some(key) => key,
+            None => {
+                let key = pki::make_key()?;
+                let data = Data::from([(KEY.to_owned(), key.clone())]);
+                self.keep(&data).await?;
+                key
+            }
+        };
+        let from_file = |name: &str| read_file(&self.bootstrap_dir, name).ok();
+        let Introduction { member, uid, region, zone, gateway_class } = &self.introduction;
+        let request = pb::EnrollRequest {
+            token,
+            member: member.to_string(),
+            cluster_uid: uid.to_string(),
+            csr_pem: pki::make_csr(&key_pem)?,
+            region: region.clone().or_else(|| from_file("region")).unwrap_or_default(),
+            zone: zone.clone().or_else(|| from_file("zone")).unwrap_or_default(),
+            gateway_class: gateway_class
+                .clone()
+                .or_else(|| from_file("gateway-class"))
+                .unwrap_or_default(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: Some(pb::Protocol { major: PROTOCOL.major, minor: PROTOCOL.minor }),
+            now_ms: wall_now().0,
+        };
+        let channel = dial::dial(&self.hub, &Trust::Pin(pin), None).await?;
+        let answer = EnrollmentClient::new(channel).enroll(request).await.map_err(refused)?;
+        let answer = answer.into_inner();
+        info!(member = %member, "enrolled with the hub");
+        self.accept(answer.certificate_pem, key_pem, answer.ca_pem).await
+    }
+
+    /// Renewal failing is no reason to stop while the certificate is still good.
+    async fn renew(&self, identity: AgentIdentity) -> Result<AgentIdentity, IdentityError> {
+        let renewed = async {
+            let trust = Trust::Ca(identity.ca_pem.clone());
+            let channel = dial::dial(&self.hub, &trust, Some(&identity.leaf)).await?;
+            let request = pb::RenewRequest { csr_pem: pki::make_csr(&identity.leaf.key_pem)? };
+            let answer = EnrollmentClient::new(channel).renew(request).await.map_err(refused)?;
+            Ok::<_, IdentityError>(answer.into_inner())
+        };
+        match renewed.await {
+            Ok(answer) => {
+                info!("renewed the agent's certificate");
+                let ca = Some(answer.ca_pem).filter(|ca| !ca.is_empty());
+                let ca = ca.unwrap_or_else(|| identity.ca_pem.clone());
+                self.accept(answer.certificate_pem, identity.leaf.key_pem, ca).await
+            }
+            Err(error) if is_valid(&identity, wall_now()) => {
+                tracing::warn!(%error, "certificate is due for renewal, the old one is still good");
+                Ok(identity)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn accept(
+        &self,
+        cert_pem: String,
+        key_pem: String,
+        ca_pem: String,
+    ) -> Result<AgentIdentity, IdentityError> {
+        let identity = AgentIdentity { leaf: Leaf { cert_pem, key_pem }, ca_pem };
+        if !self.is_mine(&identity) {
+            let message = "the certificate is not for this member and cluster".to_owned();
+            return Err(IdentityError::Refused { reason: "WrongIdentity".to_owned(), message });
+        }
+        let data = Data::from([
+            (CERT.to_owned(), identity.leaf.cert_pem.clone()),
+            (KEY.to_owned(), identity.leaf.key_pem.clone()),
+            (CA.to_owned(), identity.ca_pem.clone()),
+        ]);
+        self.keep(&data).await?;
+        Ok(identity)
+    }
+
+    async fn keep(&self, data: &Data) -> Result<(), IdentityError> {
+        let kept = self.secrets.set(keys::SECRET_AGENT_IDENTITY, SECRET_TYPE, data).await;
+        kept.map_err(secret_error)
+    }
+}
+
+fn identity_of(data: &Data) -> Option<AgentIdentity> {
+    let leaf = Leaf { cert_pem: data.get(CERT)?.clone(), key_pem: data.get(KEY)?.clone() };
+    Some(AgentIdentity { leaf, ca_pem: data.get(CA)?.clone() })
+}
+
+fn is_due(identity: &AgentIdentity, now: Millis) -> bool {
+    let facts = CertificateFacts::of(&identity.leaf.cert_pem);
+    facts.map_or(true, |facts| now >= facts.at_share(2, 3))
+}
+
+fn is_valid(identity: &AgentIdentity, now: Millis) -> bool {
+    let facts = CertificateFacts::of(&identity.leaf.cert_pem);
+    facts.is_ok_and(|facts| now >= facts.not_before && now < facts.not_after)
+}
+
+fn read_file(dir: &Path, name: &str) -> Result<String, IdentityError> {
+    let path = dir.join(name);
+    let text = std::fs::read_to_string(&path).map(|text| text.trim().to_owned());
+    let text = text.ok().filter(|text| !text.is_empty());
+    text.ok_or_else(|| IdentityError::NoToken { path: path.display().to_string() })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn refused(status: tonic::Status) -> IdentityError {
+    let reason = status.metadata().get(REASON_TRAILER).and_then(|value| value.to_str().ok());
+    let reason = reason.map_or_else(|| status.code().to_string(), str::to_owned);
+    let message = match status.message() {
+        "" => dial::root_cause(&status),
+        text => text.to_owned(),
+    };
+    IdentityError::Refused { reason, message }
+}

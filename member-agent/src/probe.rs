@@ -1,0 +1,266 @@
+//! Asks peers' doors whether they answer, over connections that are kept open.
+//!
+//! One task per peer, as the bundle names them; the verdicts go into one report that the overlay and
+//! the hub read. A connection in the making outlives a probe's timeout: over long distances TCP, TLS
+//! and the request together take longer than one probe may, and that is no fault of the door.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairlead_agent_core::probe::{PeerProbe, TIMEOUT_MS};
+use fairlead_crds::keys;
+use fairlead_model::MemberId;
+use fairlead_model::bundle::Peer;
+use fairlead_model::health::{ProbeOutcome, ProbeReport, Reach};
+use fairlead_model::snapshot::Address;
+use rustls::ClientConfig;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tracing::{debug, info, warn};
+
+use crate::clock::Clock;
+use crate::crossing::Crossing;
+use crate::disk::{Disk, Pins};
+use crate::door::{self, Connection, DoorError};
+use crate::tls::{self, Trust};
+
+/// An address that does not connect within that time is left for the next one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Doors that one agent probes at most.
+const PEERS_MAX: usize = 64;
+
+/// Starts and stops the probes.
+pub struct Prober {
+    /// Time.
+    pub clock: Clock,
+    /// Peers to probe.
+    pub peers: watch::Receiver<Arc<BTreeMap<MemberId, Peer>>>,
+    /// Our certificates.
+    pub crossing: watch::Receiver<Option<Arc<Crossing>>>,
+    /// Verdicts.
+    pub report: watch::Sender<ProbeReport>,
+    /// Pinned CAs.
+    pub disk: Disk,
+}
+
+/// What a running probe was started with; another peer or certificate means another probe.
+type Running = BTreeMap<MemberId, (Peer, Arc<Crossing>, AbortHandle)>;
+
+impl Prober {
+    /// Keeps a probe running for each peer.
+    pub async fn run(mut self) {
+        let mut running = Running::new();
+        let mut pins = self.disk.pins();
+        loop {
+            let peers = self.peers.borrow_and_update().clone();
+            let crossing = self.crossing.borrow_and_update().clone();
+            self.stop_stale(&mut running, &peers, crossing.as_ref());
+            if let Some(crossing) = crossing {
+                self.pin(&mut pins, &peers);
+                self.start_missing(&mut running, &peers, &crossing);
+            }
+            let changed = tokio::select! {
+                changed = self.peers.changed() => changed,
+                changed = self.crossing.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn stop_stale(
+        &self,
+        running: &mut Running,
+        peers: &BTreeMap<MemberId, Peer>,
+        crossing: Option<&Arc<Crossing>>,
+    ) {
+        running.retain(|member, (peer, with, task)| {
+            let stays = peers.get(member) == Some(peer) && crossing == Some(with);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        self.report.send_if_modified(|report| {
+            let before = report.len();
+            report.retain(|member, _| peers.contains_key(member));
+            before != report.len()
+        });
+    }
+
+    fn start_missing(
+        &self,
+        running: &mut Running,
+        peers: &BTreeMap<MemberId, Peer>,
+        crossing: &Arc<Crossing>,
+    ) {
+        if peers.len() > PEERS_MAX {
+            warn!(peers = peers.len(), limit = PEERS_MAX, "too many peers: some are not probed");
+        }
+        for (member, peer) in peers.iter().take(PEERS_MAX) {
+            if running.contains_key(member) {
+                continue;
+            }
+            let trust = Trust::Ca(peer.ca_pem.clone());
+            let config = match tls::client_config(&trust, Some(&crossing.client), &["http/1.1"]) {
+                Ok(config) => Arc::new(config),
+                Err(error) => {
+                    warn!(%member, %error, "peer cannot be probed");
+                    continue;
+                }
+            };
+            let task = probe_peer(
+                self.clock,
+                member.clone(),
+                Link::new(peer.clone(), config),
+                self.report.clone(),
+            );
+            let task = tokio::spawn(task).abort_handle();
+            running.insert(member.clone(), (peer.clone(), crossing.clone(), task));
+        }
+    }
+
+    /// Remembers the first CA of each peer's cluster and says when it is another one.
+    fn pin(&self, pins: &mut Pins, peers: &BTreeMap<MemberId, Peer>) {
+        let before = pins.clone();
+        for (member, peer) in peers {
+            let pinned = pins.entry(peer.uid.clone()).or_insert_with(|| peer.ca_pem.clone());
+            if *pinned != peer.ca_pem {
+                warn!(%member, cluster = %peer.uid, "the peer's crossing CA is not the one seen first");
+            }
+        }
+        if *pins != before
+            && let Err(error) = self.disk.keep_pins(pins)
+        {
+            warn!(%error, "cannot keep the peers' CAs");
+        }
+    }
+}
+
+async fn probe_peer(
+    clock: Clock,
+    member: MemberId,
+    mut link: Link,
+    report: watch::Sender<ProbeReport>,
+) {
+    let mut hash = DefaultHasher::new();
+    member.hash(&mut hash);
+    let mut probe = PeerProbe::new(hash.finish(), clock.now());
+    loop {
+        clock.until(probe.next_deadline()).await;
+        let started = clock.now();
+        let before = probe.verdict();
+        // The first verdict may take as long as a connection over any distance.
+        let timeout = match before.reach {
+            Reach::Unknown => CONNECT_TIMEOUT,
+            Reach::Reachable | Reach::Refused | Reach::TimedOut => {
+                Duration::from_millis(TIMEOUT_MS)
+            }
+        };
+        let outcome = match tokio::time::timeout(timeout, link.ask()).await {
+            Ok(Ok(status)) if door::is_answer(status) => ProbeOutcome::Answered,
+            Ok(Ok(status)) => {
+                debug!(%member, status, "door without probe route");
+                ProbeOutcome::Refused
+            }
+            Ok(Err(error)) => {
+                debug!(%member, error = %crate::dial::root_cause(&error), "door does not answer");
+                if error.is_silence() { ProbeOutcome::TimedOut } else { ProbeOutcome::Refused }
+            }
+            Err(_) => {
+                link.on_timeout();
+                ProbeOutcome::TimedOut
+            }
+        };
+        probe.on_outcome(outcome, started, clock.now());
+        let verdict = probe.verdict();
+        if verdict.reach != before.reach {
+            info!(peer = %member, reach = ?verdict.reach, "door verdict");
+        }
+        report.send_if_modified(|report| report.insert(member.clone(), verdict) != Some(verdict));
+    }
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<Connection, DoorError>> + Send>>;
+
+/// The connection to one peer.
+struct Link {
+    peer: Peer,
+    addresses: Vec<Address>,
+    at: usize,
+    config: Arc<ClientConfig>,
+    open: Option<Connection>,
+    connecting: Option<Connecting>,
+}
+
+impl Link {
+    fn new(peer: Peer, config: Arc<ClientConfig>) -> Self {
+        let addresses = peer.addresses.iter().cloned().collect();
+        Self { peer, addresses, at: 0, config, open: None, connecting: None }
+    }
+
+    /// Asks the door. May be dropped while it waits; then [`Self::on_timeout`] must be told.
+    async fn ask(&mut self) -> Result<u16, DoorError> {
+        // A kept connection may have been closed for good reasons, e.g. a new listener: once more.
+        if let Some(open) = self.open.as_mut().filter(|open| !open.is_closed())
+            && let Ok(status) = open.get(keys::PATH_PROBE).await
+        {
+            return Ok(status);
+        }
+        self.open = None;
+        let mut tried = 0;
+        loop {
+            match self.connect().await {
+                Ok(connection) => {
+                    return self.open.insert(connection).get(keys::PATH_PROBE).await;
+                }
+                // Refused at one address: perhaps another one stands.
+                Err(error) => {
+                    self.at = self.at.wrapping_add(1);
+                    tried += 1;
+                    if tried >= self.addresses.len() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Connection, DoorError> {
+        if self.addresses.is_empty() {
+            let source = std::io::ErrorKind::AddrNotAvailable.into();
+            return Err(DoorError::Connect { address: self.peer.server_name.clone(), source });
+        }
+        let address = self.addresses[self.at % self.addresses.len()].clone();
+        let connecting = self.connecting.get_or_insert_with(|| {
+            let (config, port) = (self.config.clone(), self.peer.port);
+            let name = self.peer.server_name.clone();
+            Box::pin(async move {
+                let open = door::open(&config, &name, &address, port);
+                match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
+                    Ok(connection) => connection,
+                    Err(_) => Err(DoorError::Connect {
+                        address: format!("{address}:{port}"),
+                        source: std::io::ErrorKind::TimedOut.into(),
+                    }),
+                }
+            })
+        });
+        let result = connecting.await;
+        self.connecting = None;
+        result
+    }
+
+    /// A request without an answer spoils its connection; a connection in the making goes on.
+    fn on_timeout(&mut self) {
+        self.open = None;
+    }
+}
+
+#[cfg(test)]
+#[path = "probe_test.rs"]
+mod tests;

@@ -1,0 +1,351 @@
+//! `fairlead-agent run`: puts the tasks together, in reading order, and waits for the end.
+//!
+//! Stopping leaves everything in place: routes, Services and certificates stay, traffic goes on. Only
+//! `fairlead leave` takes them out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use fairlead_agent_core::diff::KindKey;
+use fairlead_agent_core::session::{Identity, Session};
+use fairlead_model::bundle::{Bundle, Peer};
+use fairlead_model::ledger::Ledger;
+use fairlead_model::{ClusterUid, MemberId, PlanNumber};
+use fairlead_proto::ledger::ledger_to_bundle;
+use fairlead_translate::ingest::member::AgentConfig;
+use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::alone::{self, Belief};
+use crate::api;
+use crate::apply::{Applier, Held};
+use crate::args::RunArgs;
+use crate::cache::Cache;
+use crate::clock::{Clock, wall_now};
+use crate::crossing::keep_crossing;
+use crate::dial::HubAddress;
+use crate::disk::Disk;
+use crate::facts;
+use crate::http::{self, Admin};
+use crate::identity::{Identities, Introduction};
+use crate::kind;
+use crate::knock::Knocker;
+use crate::metrics::Metrics;
+use crate::observe::{Facts, Observer};
+use crate::probe::Prober;
+use crate::publish::{Publisher, token_id};
+use crate::secret::Secrets;
+use crate::uplink::{LinkState, Uplink};
+use crate::watch::watch_kind;
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// When its configuration has no meaning, or something that it cannot do without is not there.
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let mut stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    let config = Arc::new(read_config(&args.config)?);
+    let hub = args.hub.as_deref().map(HubAddress::parse).transpose()?;
+    let disk = Disk::open(&args.data_dir)?;
+    let incarnation = disk.next_incarnation(wall_now().0 / 1_000)?;
+    let client = Client::try_default().await.context("no way to the API server")?;
+    info!(member = %args.member, version = env!("CARGO_PKG_VERSION"), incarnation, "starting");
+
+    let (terminate, interrupt) = {
+        let [a, b] = &mut stop;
+        (a, b)
+    };
+    let mut tasks = JoinSet::new();
+    tokio::select! {
+        started = start(&args, config, hub, disk, incarnation, client, &mut tasks) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+    tokio::select! {
+        _ = terminate.recv() => info!("told to stop; everything stays in place"),
+        _ = interrupt.recv() => info!("told to stop; everything stays in place"),
+        Some(ended) = tasks.join_next() => {
+            ended.context("a task panicked")??;
+            anyhow::bail!("a task ended that should run for ever");
+        }
+    }
+    Ok(())
+}
+
+async fn start(
+    args: &RunArgs,
+    config: Arc<AgentConfig>,
+    hub: Option<HubAddress>,
+    disk: Disk,
+    incarnation: u64,
+    client: Client,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let clock = Clock::start();
+    let metrics = Arc::new(Metrics::default());
+    let namespace: Arc<str> = args.namespace.as_str().into();
+
+    // What there is.
+    let following = config.following_kinds.iter().map(|f| (f.group.clone(), f.kind.clone()));
+    let kinds = kind::watched(following);
+    let cache = Cache::new(kinds.iter().map(|kind| KindKey::new(&kind.group, &kind.kind)));
+    let (snapshot_tx, snapshot) = watch::channel(None);
+    let (crossing_tx, crossing) = watch::channel(None);
+    let (knock_tx, knock) = watch::channel(disk.knock());
+    let (applied_tx, applied) = watch::channel(None);
+    let (overlay_tx, overlay) = watch::channel(None);
+    let (report_tx, report) = watch::channel(BTreeMap::new());
+    let (belief_tx, belief) = watch::channel(Belief::default());
+    let (link_tx, link) = watch::channel(LinkState::default());
+    let (facts_tx, facts) = watch::channel(Facts::default());
+
+    // Health first, so that waiting for the API server can be seen.
+    let admin = Admin {
+        cache: cache.clone(),
+        link: hub.is_some().then_some(link.clone()),
+        crossing: crossing.clone(),
+        knock: knock.clone(),
+        applied: applied.clone(),
+        metrics: metrics.clone(),
+    };
+    spawn_server(tasks, "--admin-listen", http::serve_admin(args.admin_listen, admin));
+    let readiness = http::serve_readiness(args.readiness_listen, snapshot.clone());
+    spawn_server(tasks, "--readiness-listen", readiness);
+
+    let uid = cluster_uid(&client).await;
+    info!(cluster = %uid, "this cluster");
+    for kind in kinds {
+        let watch = watch_kind(client.clone(), kind, namespace.clone(), cache.clone());
+        tasks.spawn(endless(watch));
+    }
+    tasks.spawn(endless(facts::keep_facts(client.clone(), uid.clone(), facts_tx)));
+
+    // Who we are to peers and to the hub.
+    let secrets = Secrets::new(client.clone(), &namespace);
+    tasks.spawn(endless(keep_crossing(secrets.clone(), uid.clone(), crossing_tx)));
+    let observer = Observer {
+        cache: cache.clone(),
+        config: config.clone(),
+        facts,
+        crossing: crossing.clone(),
+        knock: knock.clone(),
+    };
+    tasks.spawn(endless(observer.run(snapshot_tx)));
+
+    // What is to be.
+    let bundles = Bundles::new(clock);
+    let kept = match &args.bundle {
+        Some(path) => {
+            bundles.take(read_bundle(path)?);
+            None
+        }
+        None => disk.bundle(),
+    };
+    if let Some((number, ledger)) = &kept {
+        info!(plan = %number, "goes on with the bundle of before");
+        bundles.take_ledger(*number, ledger);
+    }
+    let (held, peers) = (bundles.held.subscribe(), bundles.peers.subscribe());
+    let prober =
+        Prober { clock, peers, crossing: crossing.clone(), report: report_tx, disk: disk.clone() };
+    tasks.spawn(endless(prober.run()));
+    let knocker = Knocker {
+        uid: uid.clone(),
+        snapshot: snapshot.clone(),
+        crossing: crossing.clone(),
+        verdict: knock_tx,
+        disk: disk.clone(),
+    };
+    tasks.spawn(endless(knocker.run()));
+    let doubt =
+        alone::doubt(uid.clone(), report.clone(), snapshot.clone(), crossing.clone(), belief_tx);
+    tasks.spawn(endless(doubt));
+    let applier = Applier {
+        client: client.clone(),
+        cache: cache.clone(),
+        clock,
+        config,
+        namespace: namespace.clone(),
+        held,
+        reaches: report.clone(),
+        belief,
+        knock,
+        snapshot: snapshot.clone(),
+        applied: applied_tx,
+        overlay: overlay_tx,
+        metrics: metrics.clone(),
+    };
+    tasks.spawn(endless(applier.run()));
+
+    // The hub.
+    let Some(hub) = hub else {
+        tasks.spawn(endless(hold(bundles)));
+        return Ok(());
+    };
+    let (bundles_tx, bundles_rx) = mpsc::channel(1);
+    tasks.spawn(endless(keep_bundles(bundles, bundles_rx, disk)));
+    let publisher = Publisher {
+        client,
+        namespace,
+        member: args.member.clone(),
+        token_id: token_id(&args.bootstrap_dir),
+        cache,
+        link,
+        applied: applied.clone(),
+    };
+    tasks.spawn(endless(publisher.run()));
+    let introduction = Introduction {
+        member: args.member.clone(),
+        uid: uid.clone(),
+        region: args.region.clone(),
+        zone: args.zone.clone(),
+        gateway_class: args.gateway_class.clone(),
+    };
+    let identities =
+        Identities { secrets, hub, introduction, bootstrap_dir: args.bootstrap_dir.clone() };
+    let identity = Identity {
+        member: args.member.clone(),
+        uid,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        incarnation,
+    };
+    let uplink = Uplink {
+        clock,
+        session: Session::new(identity, kept, clock.now()),
+        identities: Arc::new(identities),
+        snapshot,
+        applied,
+        probes: report,
+        overlay,
+        bundles: bundles_tx,
+        state: link_tx,
+        metrics,
+    };
+    tasks.spawn(endless(uplink.run()));
+    Ok(())
+}
+
+async fn endless(task: impl Future<Output = ()>) -> anyhow::Result<()> {
+    task.await;
+    Ok(())
+}
+
+fn spawn_server(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    flag: &'static str,
+    server: impl Future<Output = std::io::Result<()>> + Send + 'static,
+) {
+    tasks.spawn(async move { server.await.with_context(|| format!("cannot serve at {flag}")) });
+}
+
+fn read_config(path: &Path) -> anyhow::Result<AgentConfig> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            info!(path = %path.display(), "no configuration: defaults are used");
+            return Ok(AgentConfig::default());
+        }
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let config: AgentConfig = serde_saphyr::from_str_with_options(&text, options)
+        .with_context(|| format!("{} has no meaning", path.display()))?;
+    config.validate().with_context(|| format!("{} has no meaning", path.display()))?;
+    Ok(config)
+}
+
+fn read_bundle(path: &Path) -> anyhow::Result<Bundle> {
+    let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no bundle", path.display()))
+}
+
+/// The UID of kube-system. Without it nothing of ours has a name, so it is waited for.
+async fn cluster_uid(client: &Client) -> ClusterUid {
+    let namespaces = api::Resource {
+        group: String::new(),
+        version: "v1".to_owned(),
+        kind: "Namespace".to_owned(),
+        plural: "namespaces".to_owned(),
+    };
+    loop {
+        let trouble = match api::get_object(client, &namespaces, "", "kube-system").await {
+            Ok(Some(object)) => {
+                let uid = object.pointer("/metadata/uid").and_then(|uid| uid.as_str());
+                match ClusterUid::new(uid.unwrap_or_default()) {
+                    Ok(uid) => return uid,
+                    Err(error) => error.to_string(),
+                }
+            }
+            Ok(None) => "namespace kube-system does not exist".to_owned(),
+            Err(error) => api::message(&error),
+        };
+        warn!(%trouble, "cannot learn the cluster's UID yet");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Hands the bundle that counts to those who need it.
+struct Bundles {
+    clock: Clock,
+    held: watch::Sender<Option<Arc<Held>>>,
+    peers: watch::Sender<Arc<BTreeMap<MemberId, Peer>>>,
+}
+
+impl Bundles {
+    fn new(clock: Clock) -> Self {
+        Self { clock, held: watch::Sender::new(None), peers: watch::Sender::new(Arc::default()) }
+    }
+
+    fn take_ledger(&self, number: PlanNumber, ledger: &Ledger) {
+        let (mut bundle, notes) = ledger_to_bundle(ledger);
+        for note in notes {
+            warn!(subject = %note.subject, reason = %note.reason, detail = %note.message, "part of a bundle left out");
+        }
+        bundle.number = number;
+        self.take(bundle);
+    }
+
+    fn take(&self, bundle: Bundle) {
+        let peers = bundle.peers.clone();
+        self.peers.send_if_modified(|held| {
+            let changed = **held != peers;
+            if changed {
+                *held = Arc::new(peers);
+            }
+            changed
+        });
+        self.held.send_replace(Some(Arc::new(Held { bundle, at: self.clock.now() })));
+    }
+}
+
+/// Keeps the one bundle there.
+async fn hold(bundles: Bundles) {
+    std::future::pending::<()>().await;
+    drop(bundles);
+}
+
+/// Takes bundles from the hub: first they count, then they are kept.
+async fn keep_bundles(
+    bundles: Bundles,
+    mut incoming: mpsc::Receiver<(PlanNumber, Ledger)>,
+    disk: Disk,
+) {
+    while let Some((number, ledger)) = incoming.recv().await {
+        bundles.take_ledger(number, &ledger);
+        let disk = disk.clone();
+        let kept = tokio::task::spawn_blocking(move || disk.keep_bundle(number, &ledger)).await;
+        match kept {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "cannot keep the bundle"),
+            Err(error) => warn!(%error, "cannot keep the bundle"),
+        }
+    }
+    // The uplink is gone: so is the process.
+    std::future::pending::<()>().await;
+}
