@@ -13,7 +13,7 @@ use crate::{MemberCluster, TrafficPolicy};
 
 /// All CustomResourceDefinitions of Fairlead, by name: what `fairlead init` and the chart install.
 ///
-/// Use this, not `K::crd()`: see [`polish`].
+/// Use this, not `K::crd()`: see `polish`.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![polish(MemberCluster::crd()), polish(TrafficPolicy::crd())]
 }
