@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    fleet::program::build_programs,
     path, report, scenario,
     tool::{Toolbox, ensure_cargo_deny},
     world::World,
@@ -255,20 +256,8 @@ fn collect_charts(folder: &std::path::Path, found: &mut Vec<PathBuf>) -> Result<
     Ok(())
 }
 
-/// The hub, the agent and the command line that scenarios run.
-fn build_programs() -> Result<()> {
-    let programs = ["--package", "fairlead-hub", "--package", "fairlead-agent", "--package"];
-    let mut args = vec!["build", "--bins"];
-    args.extend(programs);
-    args.push("fairlead");
-    if cargo(&args, &[])?.failed > 0 {
-        bail!("the programs do not build");
-    }
-    Ok(())
-}
-
 async fn play_core() -> Result<Count> {
-    build_programs()?;
+    tokio::task::spawn_blocking(build_programs).await??;
     let in_verify = |s: &&scenario::Scenario| s.played == scenario::Played::ByVerify;
     let scenarios: Vec<&scenario::Scenario> = scenario::ALL.iter().filter(in_verify).collect();
     let world = World::up(scenario::world_for(&scenarios)).await?;

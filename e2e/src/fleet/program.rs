@@ -18,8 +18,9 @@ use tokio::process::Command;
 
 use crate::path;
 
-/// The packages of what runs in clusters and on desks.
-const PACKAGES: &[&str] = &["fairlead-hub", "fairlead-agent", "fairlead"];
+/// The packages of what runs in clusters and on desks. This one is named with them so that their
+/// dependencies get the same features as in its own build, and are not built again.
+const PACKAGES: &[&str] = &["fairlead-hub", "fairlead-agent", "fairlead", "fairlead-e2e"];
 
 /// Set where the programs beside this one are to be used as they are: a copied build, a release.
 const PREBUILT: &str = "FAIRLEAD_E2E_PREBUILT";
