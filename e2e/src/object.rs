@@ -26,6 +26,8 @@ use crate::wait::{self, Look};
 const MANAGER: &str = "fairlead-e2e";
 /// More at a time only makes a starting API server slower.
 const APPLY_AT_ONCE: usize = 6;
+/// Attempts of a write whose connection fails.
+const ATTEMPTS: usize = 4;
 
 /// Reads all documents of a YAML text; empty ones are left out.
 pub fn parse(text: &str) -> Result<Vec<Value>> {
@@ -109,6 +111,21 @@ impl std::fmt::Display for ObjectKey {
     }
 }
 
+/// Does a call that may be done twice again while its connection fails: an API server that starts
+/// together with three others on two cores sometimes does not come to a handshake in time.
+async fn patiently<T, F>(call: impl Fn() -> F) -> kube::Result<T>
+where
+    F: Future<Output = kube::Result<T>>,
+{
+    for _ in 1..ATTEMPTS {
+        match call().await {
+            Err(kube::Error::Service(_) | kube::Error::HyperError(_)) => {}
+            ended => return ended,
+        }
+    }
+    call().await
+}
+
 /// Dynamic reads and writes in one cluster; remembers which kinds it serves.
 pub struct Objects {
     client: Client,
@@ -129,7 +146,8 @@ impl Objects {
         let key = ObjectKey::of(object)?;
         let api = self.api(&key).await?;
         let params = PatchParams::apply(MANAGER).force();
-        let applied = api.patch(&key.name, &params, &Patch::Apply(object)).await;
+        let patch = Patch::Apply(object);
+        let applied = patiently(|| api.patch(&key.name, &params, &patch)).await;
         let applied = applied.with_context(|| format!("applying {key}"))?;
         serde_json::to_value(applied).context("reading an applied object")
     }
@@ -139,7 +157,8 @@ impl Objects {
         let key = ObjectKey::of(object)?;
         let api = self.api(&key).await?;
         let params = PatchParams::apply(MANAGER).force();
-        let applied = api.patch_status(&key.name, &params, &Patch::Apply(object)).await;
+        let patch = Patch::Apply(object);
+        let applied = patiently(|| api.patch_status(&key.name, &params, &patch)).await;
         applied.with_context(|| format!("applying the status of {key}"))?;
         Ok(())
     }

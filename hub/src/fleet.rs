@@ -56,6 +56,10 @@ struct Live {
     orders: watch::Sender<Orders>,
 }
 
+/// So long a plan may be under way to a member before it counts as not applied. Statuses keep still
+/// meanwhile: a change of weights alone must not rewrite the status of every route twice.
+const APPLY_PATIENCE_MS: u64 = 10_000;
+
 /// What a stream is to do. Newest wins; nothing queues.
 #[derive(Debug, Clone, Default)]
 pub struct Orders {
@@ -74,12 +78,25 @@ pub struct Said {
     pub agent_version: String,
     /// Number of the newest plan that it was sent.
     pub sent: Option<PlanNumber>,
+    /// When that was.
+    pub sent_at: Option<Millis>,
     /// What became of its plan.
     pub applied: Option<ApplyReport>,
     /// Its overlay.
     pub overlay: OverlayReport,
     /// What it found about its peers' doors.
     pub probes: ProbeReport,
+}
+
+impl Said {
+    /// Until when its newest plan may be under way without a word about it; none when it was applied,
+    /// or never sent.
+    pub fn under_way_until(&self) -> Option<Millis> {
+        let applied = self.applied.as_ref().filter(|report| report.complete);
+        let is_under_way = self.sent.is_some() && applied.map(|report| report.number) != self.sent;
+        let sent_at = self.sent_at.filter(|_| is_under_way)?;
+        Some(sent_at.plus(APPLY_PATIENCE_MS))
+    }
 }
 
 /// A member as one look at the fleet finds it.
@@ -215,7 +232,11 @@ impl Fleet {
     pub fn sent(&self, member: &MemberId, epoch: u64, number: Option<PlanNumber>) {
         let mut state = self.lock();
         if state.live.get(member).is_some_and(|live| live.epoch == epoch) {
-            state.said.entry(member.clone()).or_default().sent = number;
+            let said = state.said.entry(member.clone()).or_default();
+            if said.sent != number {
+                said.sent = number;
+                said.sent_at = Some(clock::now());
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use fairlead_crds::keys;
-use fairlead_model::Json;
+use fairlead_model::{Json, Millis};
 use futures::StreamExt as _;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
@@ -74,7 +74,8 @@ impl StatusWriter {
                 () = stop.cancelled() => return,
             };
             let retry = u64::try_from(RETRY.as_millis()).unwrap_or(u64::MAX);
-            retry_at = (failed > 0).then(|| clock::now().plus(retry));
+            let retry = (failed > 0).then(|| clock::now().plus(retry));
+            retry_at = retry.into_iter().chain(writer.patience_ends()).min();
         }
     }
 
@@ -90,6 +91,14 @@ impl StatusWriter {
             .map(|wanted| self.write(wanted))
             .buffer_unordered(WRITES_MAX);
         writes.filter(|outcome| std::future::ready(*outcome == Outcome::Failed)).count().await
+    }
+
+    /// When a plan that is under way will have taken too long to keep still about.
+    fn patience_ends(&self) -> Option<Millis> {
+        let now = clock::now();
+        let members = self.fleet.look();
+        let ends = members.values().filter_map(|member| member.said.under_way_until());
+        ends.filter(|end| *end > now).min()
     }
 
     fn wanted(&self) -> Vec<Desired> {

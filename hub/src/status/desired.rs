@@ -169,7 +169,10 @@ impl Facts<'_> {
                 (Some(false), _) => {
                     Some((entry.reason.unwrap_or(Reason::ApplyRefused), entry.message.clone()))
                 }
-                (None, true) => Some((Reason::WaitingForMembers, "not applied yet".to_owned())),
+                (None, true) => {
+                    summary.under_way |= self.is_under_way(member);
+                    Some((Reason::WaitingForMembers, "not applied yet".to_owned()))
+                }
                 (None, false) => Some((Reason::AgentLost, "its agent is away".to_owned())),
             };
             match differs {
@@ -180,6 +183,11 @@ impl Facts<'_> {
             }
         }
         summary
+    }
+
+    fn is_under_way(&self, member: &MemberId) -> bool {
+        let until = self.members.get(member).and_then(|now| now.said.under_way_until());
+        until.is_some_and(|until| self.now < until)
     }
 
     /// The first global backend that no member exports.

@@ -33,6 +33,8 @@ pub struct MemberSummary {
     pub as_asked: u32,
     /// Members that do not, and why.
     pub differing: BTreeMap<MemberId, (Reason, String)>,
+    /// Some of them only because a change is on its way to them since a moment.
+    pub under_way: bool,
 }
 
 impl MemberSummary {
@@ -114,7 +116,8 @@ mod tests {
         let differing = (10..22).map(|at| {
             (MemberId::new(&format!("m{at}")).unwrap(), (Reason::NameConflict, String::new()))
         });
-        let summary = MemberSummary { as_asked: 3, differing: differing.collect() };
+        let summary =
+            MemberSummary { as_asked: 3, differing: differing.collect(), under_way: false };
         let text = summary.sentence();
         assert!(text.starts_with("in 3 of 15 members; not in m10: NameConflict, m11"), "{text}");
         assert!(text.ends_with("m19: NameConflict and 2 more"), "{text}");
@@ -126,7 +129,8 @@ mod tests {
             let differing = reasons.iter().enumerate().map(|(at, reason)| {
                 (MemberId::new(&format!("m{at}")).unwrap(), (*reason, String::new()))
             });
-            MemberSummary { as_asked: 0, differing: differing.collect() }.main_reason()
+            MemberSummary { differing: differing.collect(), ..MemberSummary::default() }
+                .main_reason()
         };
         assert_eq!(
             of(&[Reason::Frozen, Reason::NameConflict, Reason::Frozen]),

@@ -62,20 +62,29 @@ fn parent_conditions(
             let reason = Reason::UnsupportedValue;
             wanted.push(Wanted::new(keys::CONDITION_PARTIALLY_INVALID, "True", reason, message));
         }
-        wanted.push(members_programmed(members));
     }
-    let ours = [
+    let before = before.map_or(&[][..], |entry| raw::list(entry, "/conditions"));
+    let mut ours = vec![
         keys::CONDITION_ACCEPTED,
         keys::CONDITION_RESOLVED_REFS,
         keys::CONDITION_PARTIALLY_INVALID,
-        keys::CONDITION_MEMBERS_PROGRAMMED,
     ];
-    conditions(
-        before.map_or(&[][..], |entry| raw::list(entry, "/conditions")),
-        &ours,
-        wanted,
-        stamp,
-    )
+    // What was said of this very generation holds while a change of the plan is on its way.
+    let keeps = parent.accepted.is_yes()
+        && members.under_way
+        && before.iter().any(|condition| says_programmed(condition, stamp.generation));
+    if !keeps {
+        ours.push(keys::CONDITION_MEMBERS_PROGRAMMED);
+        if parent.accepted.is_yes() {
+            wanted.push(members_programmed(members));
+        }
+    }
+    conditions(before, &ours, wanted, stamp)
+}
+
+fn says_programmed(condition: &Json, generation: i64) -> bool {
+    raw::field(condition, "type") == Some(keys::CONDITION_MEMBERS_PROGRAMMED)
+        && condition["observedGeneration"] == generation
 }
 
 fn members_programmed(members: &MemberSummary) -> Wanted {
@@ -86,5 +95,44 @@ fn members_programmed(members: &MemberSummary) -> Wanted {
             Wanted::new(kind, "Unknown", Reason::WaitingForMembers, "no member serves it yet")
         }
         None => Wanted::new(kind, "True", Reason::AsAsked, members.sentence()),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use fairlead_model::MemberId;
+
+    use super::*;
+
+    fn mk_verdict(generation: i64) -> RouteVerdict {
+        let gateway = "infra/public".parse().unwrap();
+        let parent = ParentVerdict { parent_ref: json!({}), gateway, accepted: Verdict::Yes };
+        RouteVerdict { generation, parents: vec![parent], ..RouteVerdict::default() }
+    }
+
+    fn programmed(status: &Json) -> (String, i64) {
+        let conditions = raw::list(&status["parents"][0], "/conditions");
+        let is = |c: &&Json| c["type"] == keys::CONDITION_MEMBERS_PROGRAMMED;
+        let condition = conditions.iter().find(is).unwrap();
+        let generation = condition["observedGeneration"].as_i64().unwrap();
+        (condition["status"].as_str().unwrap().to_owned(), generation)
+    }
+
+    #[test]
+    fn what_was_said_of_a_generation_holds_while_a_plan_is_under_way() {
+        let all = MemberSummary { as_asked: 2, ..MemberSummary::default() };
+        let waiting = |under_way| {
+            let why = (Reason::WaitingForMembers, "not applied yet".to_owned());
+            let differing = [(MemberId::new("east").unwrap(), why)].into();
+            MemberSummary { as_asked: 1, differing, under_way }
+        };
+        let first = route_status(&Json::Null, &mk_verdict(1), &all, None, "t1");
+        let moving = route_status(&first, &mk_verdict(1), &waiting(true), None, "t2");
+        assert_eq!(moving, first);
+        let stuck = route_status(&first, &mk_verdict(1), &waiting(false), None, "t2");
+        assert_eq!(programmed(&stuck), ("False".into(), 1));
+        let edited = route_status(&first, &mk_verdict(2), &waiting(true), None, "t2");
+        assert_eq!(programmed(&edited), ("False".into(), 2));
     }
 }
