@@ -181,12 +181,12 @@ impl<'f, 'w> Show<'f, 'w> {
     }
 
     /// Shows the table until `done` says so of the cart's report; false when `limit` passed.
-    async fn watch(&mut self, limit: Duration, done: impl Fn(&Report, Duration) -> bool) -> bool {
+    async fn watch(&mut self, limit: Duration, done: impl Fn(&Running, Duration) -> bool) -> bool {
         let start = Instant::now();
         loop {
-            let (report, now) = (self.cart.so_far(), self.cart.now());
-            self.screen.show(&report, now);
-            if done(&report, now) {
+            let now = self.cart.now();
+            self.screen.show(&self.cart.so_far(), now);
+            if done(&self.cart, now) {
                 return true;
             }
             if start.elapsed() > limit {
@@ -226,11 +226,11 @@ impl<'f, 'w> Show<'f, 'w> {
         // The wire first: nobody gets a last word out, as in a power cut.
         world.fault().isolate(VICTIM)?;
         world.fault().kill_member(VICTIM).await?;
-        self.watch(RECOVER_LIMIT, |report, now| {
-            now > cart_at + LOOK_PERIOD && survivors(report).recovered_after(cart_at).is_some()
+        self.watch(RECOVER_LIMIT, |load, _| {
+            survivors(&load.settled()).recovered_after(cart_at).is_some()
         })
         .await;
-        let (cart, catalog) = (survivors(&self.cart.so_far()), survivors(&self.catalog.so_far()));
+        let (cart, catalog) = (survivors(&self.cart.settled()), survivors(&self.catalog.settled()));
         let recovered = cart.recovered_after(cart_at).map(milliseconds);
         let since = |report: &Report, at| report.only(|sample| sample.started >= at);
         let (cart, catalog) = (since(&cart, cart_at), since(&catalog, catalog_at));
@@ -249,8 +249,8 @@ impl<'f, 'w> Show<'f, 'w> {
         world.fault().rejoin(VICTIM)?;
         world.fault().restore_member(VICTIM).await?;
         let is_back = self
-            .watch(RETURN_LIMIT, |report, now| {
-                now >= cart_at && returning(report, now) * 10 >= before * 8
+            .watch(RETURN_LIMIT, |load, now| {
+                now >= cart_at && returning(&load.so_far(), now) * 10 >= before * 8
             })
             .await;
         let returned_after_ms = is_back.then(|| milliseconds(start.elapsed()));

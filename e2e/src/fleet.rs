@@ -39,6 +39,8 @@ pub const HUB_PORT: u16 = 8443;
 pub const PUBLIC_PORT: u16 = 80;
 /// How long a fleet may take to agree with its hub on a busy machine.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(120);
+/// Longer than stabilisation and every step of a ramp, by their defaults.
+const RAMP_LIMIT: Duration = Duration::from_secs(240);
 
 /// A world with a hub of Fairlead in it.
 pub struct Fleet<'w> {
@@ -137,7 +139,7 @@ impl<'w> Fleet<'w> {
 
     /// Waits until no member's share of a route is on its way up any more, in any entry.
     pub async fn wait_ramped(&self, route: &str) -> Result<()> {
-        wait::until("the last step of the ramp", SETTLE_LIMIT, || async {
+        wait::until("the last step of the ramp", RAMP_LIMIT, || async {
             let explanation = self.explain(route).await?;
             let rules = explanation.entries.values().flat_map(|entry| &entry.rules);
             let shares = rules.flat_map(|rule| &rule.backends).flat_map(|backend| &backend.members);

@@ -125,6 +125,7 @@ impl Load {
     pub fn start(self) -> Running {
         let shared = Arc::new(Shared {
             start: Instant::now(),
+            timeout: self.timeout,
             stop: AtomicBool::new(false),
             samples: Mutex::new(Vec::new()),
         });
@@ -140,6 +141,7 @@ impl Load {
 
 struct Shared {
     start: Instant,
+    timeout: Duration,
     stop: AtomicBool,
     samples: Mutex<Vec<Sample>>,
 }
@@ -165,6 +167,13 @@ impl Running {
     /// What has been answered so far.
     pub fn so_far(&self) -> Report {
         Report::new(self.shared.samples().clone())
+    }
+
+    /// Of the requests so far those that were started so long ago that all of them have ended: what
+    /// hangs is not mistaken for what went well.
+    pub fn settled(&self) -> Report {
+        let known = self.now().saturating_sub(self.shared.timeout);
+        self.so_far().only(|sample| sample.started < known)
     }
 
     /// Starts no more requests, waits for those under way, and accounts for all.

@@ -78,7 +78,7 @@ async fn play(world: &World, facts: &mut Facts, extent: Extent) -> Result<()> {
 }
 
 async fn tell(stage: &Stage<'_>, facts: &mut Facts, extent: Extent) -> Result<()> {
-    join::play(stage, facts, extent).await?;
+    join::play(stage, facts).await?;
     let fleet = &stage.fleet;
     fleet.open_shop(CATALOG_HOME).await.context("opening the shop")?;
     for path in [shop::CART, shop::CATALOG] {

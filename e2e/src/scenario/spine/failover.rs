@@ -82,7 +82,7 @@ async fn killed(stage: &Stage<'_>, death: Death) -> Result<Finding> {
     }
     world.fault().kill_member(VICTIM).await?;
     let watched = wait::until("requests to recover", WATCH_LIMIT, || async {
-        Ok(match strict(&load.so_far()).recovered_after(at) {
+        Ok(match strict(&load.settled()).recovered_after(at) {
             Some(_) => Look::Done(()),
             None => Look::Not(format!("{} have failed", load.so_far().failed())),
         })

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{EAST, Extent, SOUTH, Stage, WEST};
+use super::{EAST, SOUTH, Stage, WEST};
 use crate::{
     fleet::{
         dump::Dump,
@@ -24,14 +24,12 @@ const PATIENCE: &str = "--timeout 60s";
 /// Ahead by more than any hub tolerates.
 const CLOCK_OFF: Duration = Duration::from_secs(3600);
 
-pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts, extent: Extent) -> Result<()> {
+pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     let installed = facts.look("a1", "`fairlead init` installs a hub", init(stage)).await;
     ensure!(installed == Holds::Yes, "without a hub there is nothing to see");
     facts.look("a2", "two members join by the printed line", join_two(stage)).await;
     facts.look("a3", "a name that is no label is refused at once", not_a_label(stage)).await;
-    if extent == Extent::Whole {
-        refusals(stage, facts).await;
-    }
+    refusals(stage, facts).await;
     facts.look("a9", "a cluster whose clock is off is refused", clock_skew(stage)).await;
     facts.look("a10", "an agent cannot speak for another", other_member(stage)).await;
     facts.look("a11", "a message too large ends its stream alone", too_large(stage)).await;

@@ -30,6 +30,8 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     let tea = route(SERVICE, PATH, &[(SERVICE, 1)], &Value::Null);
     fleet.world().hub().objects().apply(&tea).await?;
     fleet.wait_live(PATH).await?;
+    // The door that was shut before and is open again counts as just returned for a while.
+    fleet.wait_ramped(&format!("{}/{SERVICE}", shop::NAMESPACE)).await?;
     facts.look("d1", "with healthy endpoints all stays local", all_local(stage, REPLICAS)).await;
     facts.look("d2", "with 35 % ready half spills, same region first", half(stage)).await;
     facts.look("d3", "with none ready all goes", none(stage)).await;
