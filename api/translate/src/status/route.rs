@@ -57,11 +57,11 @@ fn parent_conditions(
         Wanted::of(keys::CONDITION_ACCEPTED, "Accepted", &parent.accepted),
         Wanted::of(keys::CONDITION_RESOLVED_REFS, "ResolvedRefs", resolved),
     ];
-    if parent.accepted.is_yes() {
-        if let Some(message) = &verdict.partially_invalid {
-            let reason = Reason::UnsupportedValue;
-            wanted.push(Wanted::new(keys::CONDITION_PARTIALLY_INVALID, "True", reason, message));
-        }
+    if parent.accepted.is_yes()
+        && let Some(message) = &verdict.partially_invalid
+    {
+        let reason = Reason::UnsupportedValue;
+        wanted.push(Wanted::new(keys::CONDITION_PARTIALLY_INVALID, "True", reason, message));
     }
     let before = before.map_or(&[][..], |entry| raw::list(entry, "/conditions"));
     let mut ours = vec![
