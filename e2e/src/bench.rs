@@ -2,6 +2,7 @@
 //!
 //! Adding one is a module and a line in [`ALL`].
 
+mod failover;
 mod gateway;
 mod propagation;
 mod resource;
@@ -21,7 +22,22 @@ pub struct Bench {
     pub about: &'static str,
     /// How many members it needs.
     pub members: usize,
-    pub run: for<'a> fn(&'a World) -> BoxFuture<'a, Result<Vec<Row>>>,
+    pub run: for<'a> fn(&'a World, &'a Options) -> BoxFuture<'a, Result<Vec<Row>>>,
+}
+
+/// What whoever runs a bench may choose; benches without such a choice ignore it.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How often everything is measured.
+    pub rounds: Option<u32>,
+    /// Only rows whose name contains this.
+    pub only: Option<String>,
+}
+
+impl Options {
+    fn wants(&self, row: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| row.contains(only))
+    }
 }
 
 /// All benches.
@@ -30,13 +46,19 @@ pub const ALL: &[Bench] = &[
         name: "gateway",
         about: "API call to live in the last of three Envoys, routes written by a script",
         members: 3,
-        run: |world| Box::pin(gateway::run(world)),
+        run: |world, _| Box::pin(gateway::run(world)),
     },
     Bench {
         name: "propagation",
         about: "a change in the hub to live in the last of three Envoys, beside that; memory, CPU",
         members: 3,
-        run: |world| Box::pin(propagation::run(world)),
+        run: |world, _| Box::pin(propagation::run(world)),
+    },
+    Bench {
+        name: "failover",
+        about: "a fault to 99 % of requests succeeding again, with and without a hub; runs add up",
+        members: 3,
+        run: |world, options| Box::pin(failover::run(world, options)),
     },
 ];
 
@@ -46,9 +68,9 @@ pub fn find(name: &str) -> Option<&'static Bench> {
 }
 
 /// Runs a bench on a world of its own and writes its report.
-pub async fn measure(bench: &Bench) -> Result<()> {
+pub async fn measure(bench: &Bench, options: &Options) -> Result<()> {
     let world = World::up(WorldSpec::with_members(bench.members)).await?;
-    let rows = (bench.run)(&world).await?;
+    let rows = (bench.run)(&world, options).await?;
     let file = report::write_bench(bench.name, &rows)?;
     println!("written to {}", file.display());
     Ok(())

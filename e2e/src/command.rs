@@ -53,6 +53,12 @@ enum Command {
     Bench {
         /// Which bench; without a name they are listed
         name: Option<String>,
+        /// How often everything is measured, where a bench lets one choose
+        #[arg(long)]
+        rounds: Option<u32>,
+        /// Only rows whose name contains this, where a bench lets one choose
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
     },
     /// Check everything that CI checks, cheapest first; stops at the first failure
     Verify {
@@ -190,7 +196,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::List => list_scenarios(),
         Command::Run(args) => until_signal(run_scenarios(args)),
         Command::Demo(args) => until_signal(play_demo(args)),
-        Command::Bench { name } => until_signal(run_bench(name)),
+        Command::Bench { name, rounds, only } => {
+            until_signal(run_bench(name, bench::Options { rounds, only }))
+        }
         Command::Verify { steps } => until_signal(verify_all(steps)),
         Command::Echo(args) => until_signal(echo(args)),
         Command::Load(args) => runtime()?.block_on(send_load(args)),
@@ -407,7 +415,7 @@ async fn run_scenarios(args: RunArgs) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn run_bench(name: Option<String>) -> Result<ExitCode> {
+async fn run_bench(name: Option<String>, options: bench::Options) -> Result<ExitCode> {
     let Some(name) = name else {
         for bench in bench::ALL {
             println!("{:<12} {}", bench.name, bench.about);
@@ -416,7 +424,7 @@ async fn run_bench(name: Option<String>) -> Result<ExitCode> {
     };
     let bench = bench::find(&name)
         .with_context(|| format!("no bench is called {name}: `cargo e2e bench` lists them"))?;
-    bench::measure(bench).await?;
+    bench::measure(bench, &options).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,6 +5,7 @@
 
 mod badinput;
 mod crossing;
+mod failover;
 mod harness;
 mod spine;
 
@@ -65,6 +66,13 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(spine::run(world, facts)),
+    },
+    Scenario {
+        name: "failover",
+        about: "what may fail, one after the other, under load: who stops sending, who stays",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(failover::run(world, facts)),
     },
     Scenario {
         name: "badinput",

@@ -37,6 +37,7 @@ enum Step {
     Deny,
     Tidy,
     Tests,
+    Simulation,
     Docs,
     Tools,
     Chart,
@@ -49,6 +50,7 @@ const STEPS: &[Step] = &[
     Step::Deny,
     Step::Tidy,
     Step::Tests,
+    Step::Simulation,
     Step::Docs,
     Step::Tools,
     Step::Chart,
@@ -63,6 +65,7 @@ impl Step {
             Self::Deny => "deny",
             Self::Tidy => "tidy",
             Self::Tests => "tests",
+            Self::Simulation => "simulation",
             Self::Docs => "docs",
             Self::Tools => "tools",
             Self::Chart => "chart",
@@ -77,6 +80,7 @@ impl Step {
             Self::Deny => "licences, banned crates and sources of dependencies",
             Self::Tidy => "rules about the source itself",
             Self::Tests => "all tests of the workspace",
+            Self::Simulation => "fleets on virtual time, with faults",
             Self::Docs => "the documentation builds without warnings",
             Self::Tools => "the pinned tools of the worlds are built",
             Self::Chart => "helm lints the charts",
@@ -93,6 +97,7 @@ impl Step {
             Self::Deny => deny(),
             Self::Tidy => cargo(&["test", "--package", "fairlead-e2e", "--test", "tidy"], &[]),
             Self::Tests => cargo(&["test", "--workspace"], &[]),
+            Self::Simulation => simulate(),
             Self::Docs => {
                 let warnings = [("RUSTDOCFLAGS", "-D warnings")];
                 cargo(&["doc", "--workspace", "--no-deps"], &warnings)
@@ -211,6 +216,14 @@ fn test_result(line: &str) -> Option<Count> {
         rest.split("; ").find_map(|part| part.strip_suffix(what)?.trim().parse::<usize>().ok())
     };
     Some(Count { passed: number(" passed")?, failed: number(" failed")? })
+}
+
+/// Bounded twice: the seeds, so that they are the same everywhere, and the time, for slow machines.
+fn simulate() -> Result<Count> {
+    let bounds = ["--seeds", "1500", "--seconds", "45"];
+    let mut args = vec!["run", "--quiet", "--package", "fairlead-sim", "--"];
+    args.extend(bounds);
+    cargo(&args, &[])
 }
 
 fn deny() -> Result<Count> {

@@ -94,7 +94,8 @@ const KUBERNETES: &[&str] = &[
 const KNOWS_KUBERNETES: &[&str] = &["fairlead-crds", "fairlead-translate"];
 
 /// Which of our crates may depend on which: the layers of the design, hub and agent never on
-/// each other. Not listed: the harness, which may use all.
+/// each other. Not listed: the harness, which may use all. The simulation plays the pure machines of
+/// both sides against each other, never the crates that do I/O.
 const EDGES: &[(&str, &[&str])] = &[
     ("fairlead-model", &[]),
     ("fairlead-weights", &["model"]),
@@ -106,6 +107,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("fairlead-agent-core", &["weights", "model"]),
     ("fairlead-hub", &["hub-core", "planner", "translate", "proto", "crds", "weights", "model"]),
     ("fairlead-agent", &["agent-core", "translate", "proto", "crds", "weights", "model"]),
+    ("fairlead-sim", &["hub-core", "agent-core", "planner", "proto", "model"]),
     ("fairlead", &["translate", "planner", "crds", "model"]),
 ];
 

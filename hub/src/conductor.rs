@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use fairlead_hub_core::hold::{HoldInput, hold};
+use fairlead_hub_core::hold::{HoldInput, Sight, fleet_vanished, hold};
 use fairlead_hub_core::push::Wanted;
 use fairlead_model::bundle::Bundle;
 use fairlead_model::health::MemberState;
 use fairlead_model::plan::MemberPlan;
-use fairlead_model::policy::Policy;
+use fairlead_model::policy::{MemberSpec, Policy, TrafficState};
 use fairlead_model::{MemberId, Millis, Note};
-use fairlead_planner::{FleetInput, MemberInput, Memory, Planned, Settings, plan};
+use fairlead_planner::{FleetInput, Freeze, MemberInput, Memory, Planned, Settings, plan};
 use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
 use fairlead_translate::{CapabilityKeys, render};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,8 @@ pub struct Current {
     pub rendered: BTreeMap<MemberId, Arc<Rendered>>,
     /// Why the hub does not plan now; empty = it does.
     pub held: Vec<Note>,
+    /// Why it doubts itself and keeps what nobody edits, if it does.
+    pub frozen: Option<Note>,
 }
 
 /// A member's plan as objects.
@@ -87,6 +89,14 @@ struct Carried {
     wake_at: Option<Millis>,
 }
 
+/// What one decision is made of.
+struct Round<'a> {
+    policy: &'a Policy,
+    members: &'a BTreeMap<MemberId, MemberNow>,
+    freeze: Freeze,
+    caused_at: Millis,
+}
+
 impl Conductor {
     /// Runs until `stop`, starting from the memory of the process before.
     pub async fn run(self, memory: Memory, stop: CancellationToken) {
@@ -122,12 +132,11 @@ impl Conductor {
         let ingested = Arc::new(ingest_hub(&self.hub_objects()));
         let unsynced = self.objects.unsynced();
         if !unsynced.contains("MemberCluster") {
-            let owner = |(id, spec): (&MemberId, &fairlead_model::policy::MemberSpec)| {
-                (id.clone(), spec.uid.clone())
-            };
+            let owner = |(id, spec): (&MemberId, &MemberSpec)| (id.clone(), spec.uid.clone());
             self.fleet.register(&ingested.policy.members.iter().map(owner).collect());
         }
         let members = self.fleet.look();
+        self.fleet.place(regions(&ingested.policy, &members));
         let hold = hold(&HoldInput {
             now: clock::now(),
             started_at: self.started_at,
@@ -137,36 +146,34 @@ impl Conductor {
             store_error: self.fleet.store_error(),
             fenced: None,
         });
+        let frozen = fleet_vanished(&sights(self.fleet.sights(), &ingested.policy));
         if hold.is_held() {
             carried.wake_at = hold.wake_at;
         } else {
-            self.plan(&mut carried, &ingested.policy, &members, caused_at, started);
+            let freeze = if frozen.is_some() { Freeze::Unedited } else { Freeze::Off };
+            let round = Round { policy: &ingested.policy, members: &members, freeze, caused_at };
+            self.plan(&mut carried, &round, started);
         }
-        self.tell(&members, &hold.notes);
+        self.tell(&members, &hold.notes, frozen.as_ref());
         self.current.store(Arc::new(Current {
             ingested,
             planned: carried.planned.clone(),
             rendered: carried.rendered.clone(),
             held: hold.notes,
+            frozen,
         }));
         self.decided.mark();
         carried
     }
 
-    fn plan(
-        &self,
-        carried: &mut Carried,
-        policy: &Policy,
-        members: &BTreeMap<MemberId, MemberNow>,
-        caused_at: Millis,
-        started: Instant,
-    ) {
+    fn plan(&self, carried: &mut Carried, round: &Round<'_>, started: Instant) {
+        let members = round.members.iter();
         let planned = plan(&FleetInput {
             now: clock::now(),
-            policy: Arc::new(policy.clone()),
-            members: members.iter().map(|(id, now)| (id.clone(), member_input(now))).collect(),
+            policy: Arc::new(round.policy.clone()),
+            members: members.map(|(id, now)| (id.clone(), member_input(now))).collect(),
             memory: std::mem::take(&mut carried.memory),
-            settings: Settings::default(),
+            settings: Settings { freeze: round.freeze, ..Settings::default() },
         });
         let trace_parent = trace_parent();
         let mut rendered = BTreeMap::new();
@@ -174,7 +181,7 @@ impl Conductor {
             let before = carried.rendered.get(member).filter(|r| r.plan == *plan);
             let next = match before {
                 Some(same) => Arc::clone(same),
-                None => Arc::new(self.render(plan, caused_at, &trace_parent)),
+                None => Arc::new(self.render(plan, round.caused_at, &trace_parent)),
             };
             rendered.insert(member.clone(), next);
         }
@@ -213,17 +220,23 @@ impl Conductor {
         self.fleet.to_store.mark();
     }
 
-    fn tell(&self, members: &BTreeMap<MemberId, MemberNow>, held: &[Note]) {
+    fn tell(&self, members: &BTreeMap<MemberId, MemberNow>, held: &[Note], frozen: Option<&Note>) {
         let states: Vec<(&MemberId, MemberState)> =
             members.iter().map(|(id, now)| (id, now.health.state)).collect();
         let sessions = members.values().filter(|now| now.connected).count();
         self.metrics.set_members(states, sessions);
-        self.metrics.set_held(held);
-        if self.current.load().held != held {
+        self.metrics.set_held(held.iter().chain(frozen));
+        let before = self.current.load();
+        if before.held != held {
             match held {
                 [] => tracing::info!("planning"),
                 notes => tracing::warn!(why = %listed(notes), "not planning"),
             }
+        }
+        match (&before.frozen, frozen) {
+            (None, Some(note)) => tracing::error!(why = %note, "frozen: too much vanished at once"),
+            (Some(_), None) => tracing::info!("not frozen any more"),
+            (None, None) | (Some(_), Some(_)) => {}
         }
     }
 
@@ -236,6 +249,30 @@ impl Conductor {
         }
         objects
     }
+}
+
+/// Where members are: as the hub says, else as they say themselves.
+fn regions(
+    policy: &Policy,
+    members: &BTreeMap<MemberId, MemberNow>,
+) -> BTreeMap<MemberId, Option<String>> {
+    let said = |id: &MemberId| members.get(id)?.report.as_ref()?.snapshot.cluster.region.clone();
+    let place = |(id, spec): (&MemberId, &MemberSpec)| {
+        (id.clone(), spec.region.clone().or_else(|| said(id)))
+    };
+    policy.members.iter().map(place).collect()
+}
+
+/// Who is drained is not missed: a person took its traffic away before.
+fn sights(fleet: BTreeMap<MemberId, Sight>, policy: &Policy) -> BTreeMap<MemberId, Sight> {
+    let excused = |id: &MemberId| {
+        policy.members.get(id).is_none_or(|spec| spec.traffic == TrafficState::Draining)
+    };
+    let sight = |(id, sight): (MemberId, Sight)| match sight {
+        Sight::Lost { .. } if excused(&id) => (id, Sight::Excused),
+        Sight::Seen | Sight::Lost { .. } | Sight::Excused => (id, sight),
+    };
+    fleet.into_iter().map(sight).collect()
 }
 
 fn member_input(now: &MemberNow) -> MemberInput {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fairlead_hub_core::health::{Changed, Connected, Event, Health};
+use fairlead_hub_core::hold::Sight;
 use fairlead_hub_core::intake::Held;
 use fairlead_hub_core::inventory::{Inventory, Report, ReportOrder};
 use fairlead_hub_core::push::Wanted;
@@ -31,6 +32,8 @@ pub struct Fleet {
     pub touched: Signal,
     /// Something that must survive a restart changed.
     pub to_store: Signal,
+    /// Something that members are judged by changed: time alone may matter sooner now.
+    pub evidence: Signal,
 }
 
 #[derive(Default)]
@@ -162,6 +165,35 @@ impl Fleet {
         self.to_store.mark();
     }
 
+    /// Where members are: witnesses are chosen across regions.
+    pub fn place(&self, regions: BTreeMap<MemberId, Option<String>>) {
+        let now = clock::now();
+        let mut state = self.lock();
+        for (member, region) in regions {
+            state.health.place(&member, region, now);
+        }
+    }
+
+    /// Judges members anew when time alone may change what they are held for, until the caller stops.
+    pub async fn judge(&self) {
+        loop {
+            let due = self.lock().health.next_deadline();
+            tokio::select! {
+                () = clock::sleep_until_some(due) => {}
+                _ = self.evidence.wait() => continue,
+            }
+            let changed = self.lock().health.tick(clock::now());
+            if changed == Changed::Yes {
+                self.changed.mark();
+            }
+        }
+    }
+
+    /// Who has a stream, of the members that ever had one.
+    pub fn sights(&self) -> BTreeMap<MemberId, Sight> {
+        self.lock().health.sights()
+    }
+
     /// What the watch says of a peer: registered, not, or not read yet.
     pub fn is_registered(&self, identity: &Identity) -> Option<bool> {
         let state = self.lock();
@@ -205,6 +237,7 @@ impl Fleet {
         said.heard_at = Some(now);
         drop(state);
         self.changed.mark();
+        self.evidence.mark();
         Ok((remembered, receiver))
     }
 
@@ -218,13 +251,21 @@ impl Fleet {
         state.health.apply(member, Event::Lost, clock::now());
         drop(state);
         self.changed.mark();
+        self.evidence.mark();
     }
 
     /// The agent gave a sign of life.
     pub fn heard(&self, member: &MemberId, epoch: u64) {
+        let now = clock::now();
         let mut state = self.lock();
-        if state.live.get(member).is_some_and(|live| live.epoch == epoch) {
-            state.said.entry(member.clone()).or_default().heard_at = Some(clock::now());
+        if state.live.get(member).is_none_or(|live| live.epoch != epoch) {
+            return;
+        }
+        state.said.entry(member.clone()).or_default().heard_at = Some(now);
+        let changed = state.health.heard(member, now);
+        drop(state);
+        if changed == Changed::Yes {
+            self.changed.mark();
         }
     }
 
@@ -290,9 +331,10 @@ impl Fleet {
     /// What an agent found about its peers' doors.
     pub fn probes(&self, member: &MemberId, report: ProbeReport) {
         let mut state = self.lock();
-        let changed = state.health.report(member, &report);
+        let changed = state.health.report_at(member, &report, clock::now());
         state.said.entry(member.clone()).or_default().probes = report;
         drop(state);
+        self.evidence.mark();
         if changed == Changed::Yes {
             self.changed.mark();
         }

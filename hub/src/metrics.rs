@@ -135,7 +135,11 @@ impl Default for Metrics {
         registry.register("pushes", "Bundles sent, by form", m.pushes.clone());
         let (name, help) = ("push", "Size of bundles sent, before compression");
         registry.register_with_unit(name, help, Unit::Bytes, m.push_bytes.clone());
-        registry.register("held", "1 while the hub does not plan for this reason", m.held.clone());
+        registry.register(
+            "held",
+            "1 while the hub does not plan, or plans only what is edited, for this reason",
+            m.held.clone(),
+        );
         registry.register("member_state", "1 for the state that a member is in", m.members.clone());
         registry.register("alarms", "Findings that a person must act on", m.alarms.clone());
         let help = "Statuses written in the hub's API, by outcome";
@@ -188,11 +192,16 @@ impl Metrics {
     }
 
     /// Why the hub does not plan.
-    pub fn set_held(&self, notes: &[Note]) {
-        let reasons =
-            [Reason::WaitingForMembers, Reason::StoreUnavailable, Reason::PolicyNotSynced];
+    pub fn set_held<'a>(&self, notes: impl IntoIterator<Item = &'a Note>) {
+        let held_by: Vec<Reason> = notes.into_iter().map(|note| note.reason).collect();
+        let reasons = [
+            Reason::WaitingForMembers,
+            Reason::StoreUnavailable,
+            Reason::PolicyNotSynced,
+            Reason::FleetVanished,
+        ];
         for reason in reasons {
-            let held = notes.iter().any(|note| note.reason == reason);
+            let held = held_by.contains(&reason);
             let labels = ReasonLabels { reason: reason.as_str() };
             self.held.get_or_create(&labels).set(i64::from(held));
         }

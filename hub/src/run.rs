@@ -220,6 +220,8 @@ impl Hub {
         };
         let memory = record::read_memory(self.store.as_ref())?;
         self.tasks.spawn(conductor.run(memory, self.stop.clone()));
+        let fleet = Arc::clone(&self.fleet);
+        self.spawn(async move { fleet.judge().await });
         let persist = Persist {
             fleet: Arc::clone(&self.fleet),
             store: Arc::clone(&self.store),

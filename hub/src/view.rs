@@ -48,6 +48,7 @@ impl Look<'_> {
             hub_version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
             held: self.current.held.clone(),
+            frozen: self.current.frozen.clone(),
             now: self.now,
             members: self.members(),
             gateways: ingested.policy.gateways.len(),

@@ -14,8 +14,9 @@ use std::time::Duration;
 use fairlead_agent_core::diff::{Action, Diff, DiffInput, KindKey, Settled, Stage, diff_objects};
 use fairlead_agent_core::field::{self, Pattern};
 use fairlead_agent_core::live::{Keep, LiveObject};
-use fairlead_agent_core::overlay::{Overlay, OverlayInput, overlay};
+use fairlead_agent_core::overlay::{Overlay, OverlayInput, overlay_with};
 use fairlead_agent_core::own::{Limits, exception, prepare};
+use fairlead_agent_core::readiness::Counts;
 use fairlead_model::bundle::Bundle;
 use fairlead_model::health::ProbeReport;
 use fairlead_model::session::{ApplyReport, EXCEPTIONS_MAX, Exception, OverlayReport};
@@ -76,6 +77,8 @@ pub struct Applier {
     pub reaches: watch::Receiver<ProbeReport>,
     /// Whether they are to be believed.
     pub belief: watch::Receiver<Belief>,
+    /// Services that have nothing ready.
+    pub gone: watch::Receiver<Counts>,
     /// The knock at our own door.
     pub knock: watch::Receiver<KeptKnock>,
     /// For what is exported.
@@ -177,6 +180,7 @@ impl Applier {
         let held = self.held.borrow_and_update().clone()?;
         let reaches = self.reaches.borrow_and_update().clone();
         let suspicion = self.belief.borrow_and_update().of(&reaches);
+        let gone = self.gone.borrow_and_update().clone();
         let knock = self.knock.borrow_and_update().knock;
         // There is a snapshot once every kind was heard of: before that, most would look missing.
         let snapshot = self.snapshot.borrow_and_update().clone()?;
@@ -188,12 +192,9 @@ impl Applier {
         memory.unknown.retain(|_, (since, _)| now.since(*since) < UNKNOWN_MS);
         let verdicts = reaches.iter().map(|(id, peer)| (id.clone(), peer.reach)).collect();
         let state = self.cache.read();
-        let mut overlay = overlay(&OverlayInput {
-            bundle: &held.bundle,
-            reaches: &verdicts,
-            suspicion,
-            live: &state.live,
-        });
+        let faults =
+            OverlayInput { bundle: &held.bundle, reaches: &verdicts, suspicion, live: &state.live };
+        let mut overlay = overlay_with(&faults, &gone);
         let overlaid: BTreeSet<ObjectId> = overlay.contents.keys().cloned().collect();
         let urgent = overlaid.union(&memory.overlaid).cloned().collect();
         let (partly, absent) = leave_out_unknown(&held.bundle, &mut overlay, &memory.unknown);
@@ -281,7 +282,7 @@ impl Applier {
                         Wrote::Reshaped => ran = Ran::Again,
                     }
                 }
-                () = interrupted(&mut self.reaches, &mut self.held, &mut self.belief), if ran == Ran::Through => {
+                () = interrupted(&mut self.reaches, &mut self.held, &mut self.belief, &mut self.gone), if ran == Ran::Through => {
                     ran = Ran::Again;
                     queue.clear();
                 }
@@ -483,6 +484,7 @@ impl Applier {
             changed = self.held.changed() => return changed,
             changed = self.reaches.changed() => return changed,
             changed = self.belief.changed() => return changed,
+            changed = self.gone.changed() => return changed,
             changed = self.knock.changed() => return changed,
             changed = self.snapshot.changed() => changed?,
             changed = changes.changed() => changed?,
@@ -502,8 +504,10 @@ async fn interrupted(
     reaches: &mut watch::Receiver<ProbeReport>,
     held: &mut watch::Receiver<Option<Arc<Held>>>,
     belief: &mut watch::Receiver<Belief>,
+    gone: &mut watch::Receiver<Counts>,
 ) {
     tokio::select! {
+        Ok(()) = gone.changed() => {}
         Ok(()) = reaches.changed() => {}
         Ok(()) = held.changed() => {}
         Ok(()) = belief.changed() => {}

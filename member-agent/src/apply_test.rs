@@ -22,6 +22,7 @@ struct World {
     api: Fake,
     held: watch::Sender<Option<Arc<Held>>>,
     reaches: watch::Sender<ProbeReport>,
+    _gone: watch::Sender<Counts>,
     knock: watch::Sender<KeptKnock>,
     applied: watch::Receiver<Option<ApplyReport>>,
     overlay: watch::Receiver<Option<OverlayReport>>,
@@ -45,6 +46,7 @@ impl World {
         let (snapshot_tx, snapshot) = watch::channel(None);
         let (held, held_rx) = watch::channel(None);
         let (reaches, reaches_rx) = watch::channel(ProbeReport::new());
+        let (gone, gone_rx) = watch::channel(BTreeMap::new());
         let (knock, knock_rx) = watch::channel(KeptKnock::default());
         let (belief, belief_rx) = watch::channel(Belief::default());
         let (applied_tx, applied) = watch::channel(None);
@@ -68,6 +70,7 @@ impl World {
             namespace,
             held: held_rx,
             reaches: reaches_rx,
+            gone: gone_rx,
             belief: belief_rx,
             knock: knock_rx,
             snapshot,
@@ -80,6 +83,7 @@ impl World {
             api,
             held,
             reaches,
+            _gone: gone,
             knock,
             applied,
             overlay,

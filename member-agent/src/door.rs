@@ -1,7 +1,7 @@
 //! A connection to a door: one HTTP/1.1 request at a time over mTLS.
 //!
 //! Used by the probes of peers' doors and by the knock at our own. Says how a request ended and
-//! nothing about what that means. Redirects are never followed, bodies are bounded and thrown away.
+//! nothing about what that means. Redirects are never followed, bodies are bounded.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,8 +18,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// A probe's answer is a redirect; whatever is larger is not read.
-const BODY_MAX: usize = 64 << 10;
+/// A probe's answer is a redirect, counts of a thousand services are some ten thousand bytes; what is
+/// larger than this is not read.
+const BODY_MAX: usize = 256 << 10;
 
 /// Why a door did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +116,14 @@ impl Connection {
     /// # Errors
     /// [`DoorError::Ask`] when the connection broke.
     pub async fn get(&mut self, path: &str) -> Result<u16, DoorError> {
+        self.read(path).await.map(|(status, _)| status)
+    }
+
+    /// Asks for a path; the status of the answer, and its body. One that is too long is empty.
+    ///
+    /// # Errors
+    /// [`DoorError::Ask`] when the connection broke.
+    pub async fn read(&mut self, path: &str) -> Result<(u16, Bytes), DoorError> {
         let failed = |source| DoorError::Ask { host: self.host.clone(), source };
         let request = http::Request::get(path)
             .header(http::header::HOST, &self.host)
@@ -125,8 +134,8 @@ impl Connection {
         let answer = self.sender.send_request(request).await.map_err(failed)?;
         let status = answer.status().as_u16();
         // The connection is free for the next request once the body was read.
-        drop(Limited::new(answer.into_body(), BODY_MAX).collect().await);
-        Ok(status)
+        let body = Limited::new(answer.into_body(), BODY_MAX).collect().await;
+        Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
     }
 
     /// True when the other side closed it.

@@ -14,8 +14,9 @@ use axum::response::{IntoResponse, Json};
 use axum::routing::get;
 use fairlead_agent_core::diff::KindState;
 use fairlead_crds::keys;
+use fairlead_model::NsName;
 use fairlead_model::session::ApplyReport;
-use fairlead_model::snapshot::{Consent, Snapshot};
+use fairlead_model::snapshot::{Consent, EndpointCounts, Snapshot};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -106,6 +107,16 @@ fn readiness_of(snapshot: &Snapshot) -> Readiness {
     Readiness { services: counts.collect() }
 }
 
+/// What a peer's readiness says; none when it has no meaning. A name that is none is left out.
+pub fn read_readiness(body: &[u8]) -> Option<BTreeMap<NsName, EndpointCounts>> {
+    let readiness: Readiness = serde_json::from_slice(body).ok()?;
+    let counts = readiness.services.into_iter().filter_map(|(name, counts)| {
+        let counts = EndpointCounts { ready: counts.ready, total: counts.expected };
+        Some((name.parse().ok()?, counts))
+    });
+    Some(counts.collect())
+}
+
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], admin.metrics.text())
@@ -181,6 +192,9 @@ mod tests {
         snapshot.services.insert(NsName::new("shop", "cart"), service(Consent::Given));
         snapshot.services.insert(NsName::new("bank", "x"), service(Consent::Refused));
         let readiness = readiness_of(&snapshot);
+        let body = serde_json::to_vec(&readiness).unwrap();
+        assert_eq!(read_readiness(&body).unwrap().len(), readiness.services.len());
+        assert_eq!(read_readiness(b"<html>"), None);
         assert_eq!(
             serde_json::to_string(&readiness).unwrap(),
             r#"{"services":{"shop/cart":{"ready":2,"expected":3}}}"#

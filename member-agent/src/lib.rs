@@ -20,6 +20,7 @@ pub mod apply;
 pub mod args;
 pub mod cache;
 pub mod clock;
+pub mod counts;
 pub mod crossing;
 pub mod dial;
 pub mod disk;

@@ -16,9 +16,12 @@ use fairlead_model::MemberId;
 use fairlead_model::bundle::Peer;
 use fairlead_model::health::{ProbeOutcome, ProbeReport, Reach};
 use fairlead_model::snapshot::Address;
+use hyper::body::Bytes;
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
@@ -30,7 +33,12 @@ use crate::tls::{self, Trust};
 /// An address that does not connect within that time is left for the next one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Doors that one agent probes at most.
-const PEERS_MAX: usize = 64;
+pub const PEERS_MAX: usize = 64;
+
+/// A timer that is so late was kept waiting by others.
+const LATE: Duration = Duration::from_millis(20);
+/// What a late probe gets more.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// Starts and stops the probes.
 pub struct Prober {
@@ -161,7 +169,7 @@ async fn probe_peer(
                 Duration::from_millis(TIMEOUT_MS)
             }
         };
-        let outcome = match tokio::time::timeout(timeout, link.ask()).await {
+        let outcome = match in_time(timeout, link.ask()).await {
             Ok(Ok(status)) if door::is_answer(status) => ProbeOutcome::Answered,
             Ok(Ok(status)) => {
                 debug!(%member, status, "door without probe route");
@@ -185,10 +193,21 @@ async fn probe_peer(
     }
 }
 
+/// Waits for an answer. Where the timer itself was late, the answer may lie here already, unread, because
+/// whoever reads it had no CPU either: then it gets a moment more.
+async fn in_time<T>(timeout: Duration, ask: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut ask = std::pin::pin!(ask);
+    let start = Instant::now();
+    match tokio::time::timeout(timeout, &mut ask).await {
+        Err(_) if start.elapsed() > timeout + LATE => tokio::time::timeout(GRACE, ask).await,
+        ended => ended,
+    }
+}
+
 type Connecting = Pin<Box<dyn Future<Output = Result<Connection, DoorError>> + Send>>;
 
-/// The connection to one peer.
-struct Link {
+/// The connection to one peer's door.
+pub(crate) struct Link {
     peer: Peer,
     addresses: Vec<Address>,
     at: usize,
@@ -198,25 +217,30 @@ struct Link {
 }
 
 impl Link {
-    fn new(peer: Peer, config: Arc<ClientConfig>) -> Self {
+    pub(crate) fn new(peer: Peer, config: Arc<ClientConfig>) -> Self {
         let addresses = peer.addresses.iter().cloned().collect();
         Self { peer, addresses, at: 0, config, open: None, connecting: None }
     }
 
     /// Asks the door. May be dropped while it waits; then [`Self::on_timeout`] must be told.
     async fn ask(&mut self) -> Result<u16, DoorError> {
+        self.read(keys::PATH_PROBE).await.map(|(status, _)| status)
+    }
+
+    /// The same for any path, with what it says.
+    pub(crate) async fn read(&mut self, path: &str) -> Result<(u16, Bytes), DoorError> {
         // A kept connection may have been closed for good reasons, e.g. a new listener: once more.
         if let Some(open) = self.open.as_mut().filter(|open| !open.is_closed())
-            && let Ok(status) = open.get(keys::PATH_PROBE).await
+            && let Ok(answer) = open.read(path).await
         {
-            return Ok(status);
+            return Ok(answer);
         }
         self.open = None;
         let mut tried = 0;
         loop {
             match self.connect().await {
                 Ok(connection) => {
-                    return self.open.insert(connection).get(keys::PATH_PROBE).await;
+                    return self.open.insert(connection).read(path).await;
                 }
                 // Refused at one address: perhaps another one stands.
                 Err(error) => {
@@ -256,7 +280,7 @@ impl Link {
     }
 
     /// A request without an answer spoils its connection; a connection in the making goes on.
-    fn on_timeout(&mut self) {
+    pub(crate) fn on_timeout(&mut self) {
         self.open = None;
     }
 }

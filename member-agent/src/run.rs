@@ -28,6 +28,7 @@ use crate::apply::{Applier, Held};
 use crate::args::RunArgs;
 use crate::cache::Cache;
 use crate::clock::{Clock, wall_now};
+use crate::counts::Asker;
 use crate::crossing::keep_crossing;
 use crate::dial::HubAddress;
 use crate::disk::Disk;
@@ -155,6 +156,16 @@ async fn start(
     let prober =
         Prober { clock, peers, crossing: crossing.clone(), report: report_tx, disk: disk.clone() };
     tasks.spawn(endless(prober.run()));
+    let (gone_tx, gone) = watch::channel(BTreeMap::new());
+    let asker = Asker {
+        clock,
+        member: args.member.clone(),
+        peers: bundles.peers.subscribe(),
+        crossing: crossing.clone(),
+        snapshot: snapshot.clone(),
+        gone: gone_tx,
+    };
+    tasks.spawn(endless(asker.run()));
     let knocker = Knocker {
         uid: uid.clone(),
         snapshot: snapshot.clone(),
@@ -175,6 +186,7 @@ async fn start(
         held,
         reaches: report.clone(),
         belief,
+        gone,
         knock,
         snapshot: snapshot.clone(),
         applied: applied_tx,

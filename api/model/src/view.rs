@@ -19,6 +19,9 @@ pub struct StatusView {
     pub started_at: Millis,
     /// Why the hub does not plan at present; empty = it does.
     pub held: Vec<Note>,
+    /// Why it plans only what people edit at present, if so.
+    #[serde(default)]
+    pub frozen: Option<Note>,
     /// The hub's clock.
     pub now: Millis,
     /// Members, by name.

@@ -4,6 +4,7 @@
 
 pub(crate) mod completion;
 pub(crate) mod explain;
+pub(crate) mod failback;
 pub(crate) mod get;
 pub(crate) mod init;
 pub(crate) mod join;
@@ -27,6 +28,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(connection, &args).await,
         Command::Get(args) => get::run(connection, &args).await,
         Command::Explain(args) => explain::run(connection, &args).await,
+        Command::Failback(args) => failback::run(connection, &args).await,
         Command::Plan(args) => plan::run(&args),
         Command::Completion(args) => {
             completion::run(&args);

@@ -60,7 +60,11 @@ enum Severity {
 }
 
 fn summary(status: &StatusView) -> String {
-    let planning = if status.held.is_empty() { "planning" } else { "not planning" };
+    let planning = match (status.held.is_empty(), &status.frozen) {
+        (false, _) => "not planning",
+        (true, Some(_)) => "frozen",
+        (true, None) => "planning",
+    };
     let mut lines = vec![
         format!(
             "Hub       {}, up for {}, {planning}",
@@ -118,7 +122,7 @@ fn problems(status: &StatusView) -> Vec<Problem> {
         next: next_step(note.reason),
     };
     let mut problems: Vec<Problem> =
-        status.held.iter().map(|note| of_note(Severity::Bad, note)).collect();
+        status.held.iter().chain(&status.frozen).map(|n| of_note(Severity::Bad, n)).collect();
     problems.extend(status.notes.iter().map(|note| of_note(Severity::Note, note)));
     for member in &status.members {
         problems.extend(state_problem(status, member));
@@ -303,6 +307,18 @@ mod tests {
         status.held = vec![Note::new("hub", Reason::WaitingForMembers, "1 of 3 members are back")];
         let text = summary(&status);
         assert!(text.contains("not planning") && text.contains("1 of 3 members"), "{text}");
+    }
+
+    #[test]
+    fn a_frozen_hub_says_so_first() {
+        let mut status = mk_status(&[mk_member("east", "AgentLost")]);
+        let text = "3 of 5 members were lost at once";
+        status.frozen = Some(Note::new("fleet", Reason::FleetVanished, text));
+        let text = summary(&status);
+        assert!(
+            text.contains(", frozen\n") && text.contains("check the hub's own network"),
+            "{text}"
+        );
     }
 
     #[test]

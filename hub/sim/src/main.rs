@@ -1,12 +1,17 @@
-//! `fairlead-sim`: plays seeds, one after the other, or a script.
+//! `fairlead-sim`: plays seeds on all cores, or one seed or script with all that happens in it. Fails
+//! when something happened that must never be, and says how to see it again.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
 use fairlead_sim::bug::Bug;
-use fairlead_sim::run::{Keep, run};
+use fairlead_sim::run::{Keep, Outcome, run};
 use fairlead_sim::script;
 
 /// Plays fleets on virtual time, with faults, and looks for what must never be.
@@ -21,6 +26,12 @@ struct Args {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     from: u64,
+    /// Begin no seed after so many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Threads; as many as there are cores when not given.
+    #[arg(long)]
+    jobs: Option<usize>,
     /// Play a script and print what happens.
     #[arg(long)]
     script: Option<std::path::PathBuf>,
@@ -49,10 +60,10 @@ fn play_all(args: &Args) -> anyhow::Result<()> {
         print!("{}", script::play(&text).map_err(anyhow::Error::msg)?);
         return Ok(());
     }
-    if let Some(seed) = args.seed {
-        return tell(seed, bug);
+    match args.seed {
+        Some(seed) => tell(seed, bug),
+        None => play(args, bug),
     }
-    play(args, bug)
 }
 
 fn planted(name: Option<&str>) -> anyhow::Result<Bug> {
@@ -74,32 +85,66 @@ fn tell(seed: u64, bug: Bug) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What many runs came to.
+#[derive(Debug, Default)]
+struct Sum {
+    played: u64,
+    failed: u64,
+    virtual_ms: u64,
+    /// The longest way to rest, and its seed.
+    longest: (u64, u64),
+}
+
+impl Sum {
+    fn add(&mut self, seed: u64, outcome: &Outcome) {
+        self.played += 1;
+        self.virtual_ms += outcome.ms;
+        self.longest = self.longest.max((outcome.rest_ms, seed));
+        let Some(violation) = &outcome.violation else { return };
+        self.failed += 1;
+        println!("seed {seed}: at {} ms: {}", violation.at, violation.text);
+        println!("    cargo run -p fairlead-sim -- --seed {seed}");
+    }
+}
+
 fn play(args: &Args, bug: Bug) -> anyhow::Result<()> {
     let started = Instant::now();
-    let (mut failed, mut virtual_ms, mut longest) = (0_u64, 0_u64, (0, 0));
-    let mut played = 0_u64;
-    for seed in args.from..args.from.saturating_add(args.seeds) {
-        let outcome = run(seed, bug, Keep::Nothing);
-        played += 1;
-        virtual_ms += outcome.ms;
-        longest = longest.max((outcome.rest_ms, seed));
-        if let Some(violation) = outcome.violation {
-            failed += 1;
-            println!("seed {seed}: at {} ms: {}", violation.at, violation.text);
-            println!("    cargo run -p fairlead-sim -- --seed {seed}");
-            if !args.keep_going {
-                break;
+    let until = args.seconds.map(|seconds| started + Duration::from_secs(seconds));
+    let end = args.from.saturating_add(args.seeds);
+    let (next, stop, sum) = (AtomicU64::new(args.from), AtomicBool::new(false), Mutex::default());
+    let work = || {
+        while !stop.load(Ordering::Relaxed) && until.is_none_or(|until| Instant::now() < until) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                return;
             }
+            let outcome = run(seed, bug, Keep::Nothing);
+            if outcome.violation.is_some() && !args.keep_going {
+                stop.store(true, Ordering::Relaxed);
+            }
+            let mut sum: std::sync::MutexGuard<'_, Sum> =
+                sum.lock().unwrap_or_else(PoisonError::into_inner);
+            sum.add(seed, &outcome);
         }
-    }
-    let took = started.elapsed().as_secs_f64();
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
-    let (rate, hours) = (played as f64 / took, virtual_ms as f64 / 3_600_000.0);
-    println!(
-        "{played} seeds in {took:.1} s ({rate:.0} seeds/s, {hours:.1} hours of virtual time), {failed} failed; \
-         the longest way to rest took {} ms (seed {})",
-        longest.0, longest.1
-    );
-    anyhow::ensure!(failed == 0, "{failed} of {played} seeds failed");
+    };
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    thread::scope(|scope| {
+        for _ in 0..args.jobs.unwrap_or(cores).max(1) {
+            scope.spawn(work);
+        }
+    });
+    let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    say(&sum, started.elapsed().as_secs_f64());
+    anyhow::ensure!(sum.failed == 0, "{} of {} seeds failed", sum.failed, sum.played);
     Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn say(sum: &Sum, took: f64) {
+    let (rate, hours) = (sum.played as f64 / took, sum.virtual_ms as f64 / 3_600_000.0);
+    println!(
+        "{} seeds in {took:.1} s ({rate:.0} seeds/s, {hours:.1} hours of virtual time), {} failed; \
+         the longest way to rest took {} ms (seed {})",
+        sum.played, sum.failed, sum.longest.0, sum.longest.1
+    );
 }

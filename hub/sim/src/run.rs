@@ -17,7 +17,7 @@ use crate::setup::Setup;
 use crate::world::{World, show};
 
 /// Everything has been switched on and has come to rest by then.
-const START_MS: u64 = 15_000;
+pub const START_MS: u64 = 15_000;
 /// A fleet comes to rest within that time after the last fault: the longest silence, dial, wait
 /// between dials and grace, then a failback from start to end.
 const REST_MS_MAX: u64 = 150_000;
@@ -108,9 +108,11 @@ fn ask_for_failback(world: &mut World, stop: u64) {
 /// Runs until the fleet is as a fleet without faults would be, and stays so.
 pub fn come_to_rest(world: &mut World, stop: u64) -> u64 {
     let mut rest_at = None;
+    // Nothing changes any more but what the fleet itself does.
+    let expected = expected(world);
     while world.checker.violation.is_none() {
         world.run(world.now + LOOK_MS);
-        let why = unrest(world);
+        let why = difference(world, &expected);
         match (why, rest_at) {
             (None, None) => rest_at = Some(world.now),
             (None, Some(since)) if world.now - since >= PEACE_MS => return since - stop,
@@ -132,7 +134,10 @@ fn violate(world: &mut World, text: String) {
 
 /// What is not as in a fleet without faults; none = it is at rest.
 pub fn unrest(world: &World) -> Option<String> {
-    let expected = expected(world);
+    difference(world, &expected(world))
+}
+
+fn difference(world: &World, expected: &Expected) -> Option<String> {
     for (m, member) in world.setup.members.iter().enumerate() {
         if world.faults.is_removed(m) {
             continue;
@@ -157,8 +162,11 @@ pub fn unrest(world: &World) -> Option<String> {
     held.first().map(|note| format!("the hub holds: {note}"))
 }
 
+/// Live rules by member and route.
+type Expected = BTreeMap<(usize, String), Vec<LiveRule>>;
+
 /// What every member should hold, from the truth and without a past.
-fn expected(world: &World) -> BTreeMap<(usize, String), Vec<LiveRule>> {
+fn expected(world: &World) -> Expected {
     let policy = world.setup.policy(&world.faults);
     let member = |(m, member): (usize, &crate::setup::MemberSetup)| -> (MemberId, MemberInput) {
         let snapshot = Some(Arc::new(world.setup.snapshot(m, &world.faults)));

@@ -144,7 +144,12 @@ pub fn address(m: usize) -> Address {
 
 /// The name of the n-th service.
 pub fn service_name(n: u64) -> NsName {
-    NsName::new("shop", &format!("s{n}"))
+    service_named(&format!("s{n}"))
+}
+
+/// A service of that name, where all services are.
+pub fn service_named(name: &str) -> NsName {
+    NsName::new("shop", name)
 }
 
 fn member(m: usize, rng: &mut Rng, regions: u64) -> MemberSetup {

@@ -5,6 +5,10 @@
 //! second of peace bring it back. A refusal is a miss like a timeout; which of the two it was is
 //! kept, because people ask.
 //!
+//! Where machines are short of CPU, silence proves less: an answer that came late, a probe that started
+//! or ended late say so, and for a while a peer must then be silent twice as often to be out. A
+//! refusal proves what it always does.
+//!
 //! ```text
 //!              2 misses in a row                    3 answers in a row, the first ≥ 1 s ago
 //!   Unknown ─────────────────────▶ Refused/TimedOut ─────────────────────────────────────▶ Reachable
@@ -23,6 +27,14 @@ pub const PERIOD_MS: u64 = 100;
 pub const TIMEOUT_MS: u64 = 250;
 /// Misses in a row that take a peer out.
 pub const FALL: u32 = 2;
+/// Silent probes in a row that take a peer out where somebody is short of CPU.
+pub const FALL_SLOW: u32 = 4;
+/// A probe that starts or ends so much later than it should is a sign of that, …
+const LATE_MS: u64 = 50;
+/// … and so is an answer that takes so much longer than the fastest.
+const SLOW_MS: u64 = 100;
+/// A sign counts for so long.
+const SLOW_FOR_MS: u64 = 10_000;
 /// Answers that bring a peer in.
 pub const RISE: u32 = 3;
 /// A peer that was out comes back no sooner than that after its first answer.
@@ -41,6 +53,9 @@ pub struct PeerProbe {
     answers_since: Millis,
     due: Millis,
     seed: u64,
+    /// The least time that an answer took, once there was one.
+    fastest_ms: Option<u64>,
+    slow_until: Millis,
 }
 
 impl PeerProbe {
@@ -54,6 +69,8 @@ impl PeerProbe {
             answers_since: now,
             due: now,
             seed,
+            fastest_ms: None,
+            slow_until: Millis(0),
         }
     }
 
@@ -70,6 +87,7 @@ impl PeerProbe {
     /// Takes the end of the probe that started at `started`. The next one starts a period after
     /// that start, or at once when it took longer.
     pub fn on_outcome(&mut self, outcome: ProbeOutcome, started: Millis, now: Millis) {
+        self.look_for_slowness(outcome, started, now);
         self.seed = next_seed(self.seed);
         let drift = self.seed % (2 * JITTER_MS + 1);
         self.due = started.plus(PERIOD_MS - JITTER_MS + drift).max(now);
@@ -77,6 +95,24 @@ impl PeerProbe {
             ProbeOutcome::Answered => self.on_answer(now),
             ProbeOutcome::Refused => self.on_miss(Reach::Refused, now),
             ProbeOutcome::TimedOut => self.on_miss(Reach::TimedOut, now),
+        }
+    }
+
+    fn look_for_slowness(&mut self, outcome: ProbeOutcome, started: Millis, now: Millis) {
+        let took = now.since(started);
+        let is_slow = match outcome {
+            ProbeOutcome::Answered => {
+                let fastest = self.fastest_ms.map_or(took, |fastest| fastest.min(took));
+                self.fastest_ms = Some(fastest);
+                took - fastest > SLOW_MS
+            }
+            ProbeOutcome::TimedOut => took > TIMEOUT_MS + LATE_MS,
+            ProbeOutcome::Refused => false,
+        };
+        let is_late = started.since(self.due) > LATE_MS;
+        // Before the first verdict there is nothing to compare with.
+        if (is_slow || is_late) && self.verdict.reach != Reach::Unknown {
+            self.slow_until = now.plus(SLOW_FOR_MS);
         }
     }
 
@@ -105,7 +141,8 @@ impl PeerProbe {
         if self.verdict.reach != Reach::Unknown {
             self.answers = 0;
         }
-        if self.misses < FALL {
+        let is_slow = how == Reach::TimedOut && now < self.slow_until;
+        if self.misses < if is_slow { FALL_SLOW } else { FALL } {
             return;
         }
         self.answers = 0;
@@ -248,6 +285,49 @@ mod tests {
     fn a_dead_door_is_out_within_seven_tenths_of_a_second() {
         let worst = PERIOD_MS + JITTER_MS + u64::from(FALL) * TIMEOUT_MS;
         assert!(worst <= 700, "{worst}");
+    }
+
+    /// An answer after so long, then silence: how many silent probes until it is out.
+    fn silent_until_out(answer_ms: u64, late_ms: u64) -> u32 {
+        let mut probe = mk();
+        run(&mut probe, &[Answered; 3]);
+        let start = probe.next_deadline().plus(late_ms);
+        probe.on_outcome(Answered, start, start.plus(answer_ms));
+        let mut silent = 0;
+        while !probe.verdict().reach.is_out() {
+            let start = probe.next_deadline();
+            probe.on_outcome(TimedOut, start, start.plus(TIMEOUT_MS));
+            silent += 1;
+        }
+        silent
+    }
+
+    #[test]
+    fn silence_proves_less_where_cpu_is_short() {
+        assert_eq!(silent_until_out(5, 0), FALL);
+        assert_eq!(silent_until_out(5 + SLOW_MS, 0), FALL, "a long way is not slow");
+        assert_eq!(silent_until_out(6 + SLOW_MS, 0), FALL_SLOW, "a late answer");
+        assert_eq!(silent_until_out(5, LATE_MS + 1), FALL_SLOW, "a late start");
+    }
+
+    #[test]
+    fn a_refusal_needs_no_patience_and_slowness_passes() {
+        let mut probe = mk();
+        run(&mut probe, &[Answered; 3]);
+        let start = probe.next_deadline();
+        probe.on_outcome(Answered, start, start.plus(200));
+        assert_eq!(run(&mut probe.clone(), &[Refused, Refused])[1], Reach::Refused);
+        let end = start.plus(200 + SLOW_FOR_MS);
+        while probe.next_deadline() < end {
+            run(&mut probe, &[Answered]);
+        }
+        assert_eq!(run(&mut probe, &[TimedOut, TimedOut])[1], Reach::TimedOut);
+    }
+
+    #[test]
+    fn a_dead_door_is_out_within_a_second_and_a_half_wherever_cpu_is_short() {
+        let worst = PERIOD_MS + JITTER_MS + u64::from(FALL_SLOW) * TIMEOUT_MS;
+        assert!(worst <= 1_300, "{worst}");
     }
 
     fn report(since: &[(&str, Reach, u64)]) -> ProbeReport {

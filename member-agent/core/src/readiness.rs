@@ -12,6 +12,12 @@ use fairlead_model::{MemberId, Millis, NsName};
 
 use crate::probe::HOLD_MS;
 
+/// Between a peer's answer and the next question. The overlay follows within this and a write.
+pub const ASK_PERIOD_MS: u64 = 200;
+/// So much longer for each so many bytes of an answer: a peer costs at most 20 KB/s, however many
+/// services it exports.
+pub const ASK_BYTES_PER_MS: u64 = 20;
+
 /// Counts by member and service.
 pub type Counts = BTreeMap<MemberId, BTreeMap<NsName, EndpointCounts>>;
 
