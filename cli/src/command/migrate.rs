@@ -112,7 +112,10 @@ fn told(migrated: &Migrated) -> String {
             text.push_str(&format!("  Ingress {}: {}\n", finding.ingress, finding.message));
         }
     }
-    let ingresses = output::count(migrated.ingresses, "Ingress");
+    let ingresses = match migrated.ingresses {
+        1 => "1 Ingress".to_owned(),
+        many => format!("{many} Ingresses"),
+    };
     let (hub, member) = (migrated.hub.len(), migrated.member.len());
     text.push_str(&format!("{ingresses}: {hub} objects for the hub, {member} for the members"));
     text

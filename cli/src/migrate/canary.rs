@@ -18,7 +18,7 @@ pub(super) fn merge(canary: &Ingress<'_>, work: &mut Work<'_>, exports: &mut BTr
         for written in rule["http"]["paths"].as_array().into_iter().flatten() {
             let Ok(found) = path::read(written, &canary.settings) else { continue };
             let Some(backend) = work.backend(canary, &written["backend"]) else { continue };
-            let taken = (&canary.name.namespace, host, &found.path);
+            let taken = (&*canary.name.namespace, host, &found.path);
             let Some(at) = find(work, taken) else {
                 let message = format!("no Ingress has its host and path {}", found.path["value"]);
                 work.say(canary, Weight::Person, message);

@@ -70,7 +70,7 @@ pub(crate) fn migrate(objects: &[Json], options: &Options) -> Migrated {
     let ports: Ports = of_kind("Service").filter_map(ports_of).collect();
     let mut ingresses: Vec<&Json> = of_kind("Ingress").collect();
     ingresses.sort_by_key(|ingress| name_of(ingress));
-    let mut work = Work { options, ports: &ports, out: Migrated::default(), routes: Vec::new() };
+    let mut work = Work { ports: &ports, out: Migrated::default(), routes: Vec::new() };
     work.out.ingresses = ingresses.len();
     let mut hosts = gateway::Hosts::default();
     let mut exports: BTreeSet<NsName> = BTreeSet::new();
@@ -184,7 +184,6 @@ fn route(namespace: &str, name: &str, spec: &Json) -> Json {
 const RULES_MAX: usize = 16;
 
 struct Work<'a> {
-    options: &'a Options,
     ports: &'a Ports,
     out: Migrated,
     routes: Vec<Draft>,
