@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::command::{completion, explain, failback, get, init, join, leave, plan, status, token};
+use crate::command::{
+    completion, drain, explain, failback, get, init, join, leave, migrate, plan, status, token,
+};
 
 const AFTER_HELP: &str = "\
 EXAMPLES
@@ -75,6 +77,12 @@ pub(crate) enum Command {
     Explain(explain::ExplainArgs),
     /// Give members that were out of health their traffic back.
     Failback(failback::FailbackArgs),
+    /// Lead a member's traffic away.
+    Drain(drain::DrainArgs),
+    /// Give a drained member its traffic back.
+    Undrain(drain::UndrainArgs),
+    /// Turn what other systems have into global routes, to review.
+    Migrate(migrate::MigrateArgs),
     /// Work out what every member would get from folders of YAML, without any server.
     Plan(plan::PlanArgs),
     /// Print the completion script of a shell.

@@ -17,6 +17,7 @@ mod failure;
 mod fake;
 mod hub_api;
 mod install;
+mod migrate;
 mod offline;
 mod output;
 mod progress;

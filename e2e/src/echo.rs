@@ -1,10 +1,13 @@
-//! The echo backend: says who it is and what it received, over HTTP/1.1, h2c and unary gRPC.
+//! The echo backend: says who it is and what it received, over HTTP/1.1, h2c, gRPC and upgrades.
 //!
-//! One port speaks all of them. It keeps nothing and refuses nothing; a body larger than a MiB is
-//! cut, not an error. `gateways` counts the gateways on the way: each appends one entry to
+//! One port speaks all of them. It refuses nothing unless it is asked to (see [`wish`]); a body larger
+//! than a MiB is cut, not an error. `gateways` counts the gateways on the way: each appends one entry to
 //! `x-forwarded-for`, so 1 is "from the entry itself" and 2 is "crossed once".
 
-use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, path::PathBuf};
+mod stream;
+mod wish;
+
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -17,6 +20,9 @@ use hyper_util::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) use self::stream::UPGRADE_CLUSTER;
+use self::wish::{Tally, Wish};
 
 /// Who an echo backend says it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +47,9 @@ pub struct Answer {
     pub headers: BTreeMap<String, Vec<String>>,
     pub gateways: usize,
     pub body_bytes: usize,
+    /// Requests with the same key so far, this one included; 0 when it named none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempt: u32,
     /// Texts of the files that it was told to show.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
@@ -53,6 +62,11 @@ pub struct Echo {
     pub files: Vec<PathBuf>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 const BODY_MAX: usize = 1 << 20;
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -60,10 +74,11 @@ type Body = BoxBody<Bytes, Infallible>;
 pub async fn serve(listen: SocketAddr, echo: Echo) -> Result<Infallible> {
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    let tally = Arc::new(Tally::default());
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(serve_connection(stream, echo.clone()));
+                tokio::spawn(serve_connection(stream, echo.clone(), tally.clone()));
             }
             // Out of file handles, for example: connections that end make room.
             Err(error) => {
@@ -74,20 +89,33 @@ pub async fn serve(listen: SocketAddr, echo: Echo) -> Result<Infallible> {
     }
 }
 
-async fn serve_connection(stream: TcpStream, echo: Echo) {
+async fn serve_connection(stream: TcpStream, echo: Echo, tally: Arc<Tally>) {
     // Small answers must not wait for acknowledgements of earlier ones.
     let _ = stream.set_nodelay(true);
     let replica = stream.local_addr().map(|address| address.to_string()).unwrap_or_default();
     let service = hyper::service::service_fn(move |request| {
-        let (echo, replica) = (echo.clone(), replica.clone());
-        async move { Ok::<_, Infallible>(answer(echo, replica, request).await) }
+        let (echo, replica, tally) = (echo.clone(), replica.clone(), tally.clone());
+        async move { Ok::<_, Infallible>(answer(echo, replica, &tally, request).await) }
     });
     let server = auto::Builder::new(TokioExecutor::new());
     // Clients that vanish are none of our business.
-    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+    let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
-async fn answer(echo: Echo, replica: String, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    echo: Echo,
+    replica: String,
+    tally: &Tally,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    if stream::is_upgrade(&request) {
+        return stream::upgrade(&echo.identity, request);
+    }
+    if stream::is_grpc_stream(&request) {
+        return stream::grpc_stream(&echo.identity, request);
+    }
+    let wish = Wish::of(request.uri().query().unwrap_or_default());
+    let attempt = wish.key.as_ref().map_or(0, |key| tally.count(key));
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, BODY_MAX).collect().await;
     let body_bytes = body.map_or(0, |body| body.to_bytes().len());
@@ -103,14 +131,17 @@ async fn answer(echo: Echo, replica: String, request: Request<Incoming>) -> Resp
         gateways: gateways(&parts.headers),
         headers: plain(&parts.headers),
         body_bytes,
+        attempt,
         files: read(&echo.files),
     };
+    tokio::time::sleep(wish.delay).await;
     let json = serde_json::to_vec(&answer).unwrap_or_default();
     let kind = parts.headers.get("content-type").and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
         return grpc(&json);
     }
     let mut response = Response::new(Full::new(Bytes::from(json)).boxed());
+    *response.status_mut() = wish.status(attempt);
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
     response
 }
@@ -137,8 +168,14 @@ fn plain(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
     plain
 }
 
-/// One length-prefixed message `{1: text}` and the trailer that says OK.
+/// One message and the trailer that says OK.
 fn grpc(text: &[u8]) -> Response<Body> {
+    let frames = [Ok(Frame::data(grpc_message(text))), Ok(Frame::trailers(grpc_ok()))];
+    grpc_response(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))))
+}
+
+/// One length-prefixed message `{1: text}`.
+pub(crate) fn grpc_message(text: &[u8]) -> Bytes {
     let mut message = BytesMut::new();
     message.put_u8(0x0a);
     put_varint(&mut message, text.len());
@@ -147,11 +184,18 @@ fn grpc(text: &[u8]) -> Response<Body> {
     frame.put_u8(0);
     frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
     frame.extend_from_slice(&message);
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    let frames = [Ok(Frame::data(frame.freeze())), Ok(Frame::trailers(trailers))];
-    let mut response =
-        Response::new(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))));
+    frame.freeze()
+}
+
+fn grpc_ok() -> HeaderMap {
+    HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static("0"),
+    )])
+}
+
+fn grpc_response(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     response
 }
@@ -177,10 +221,11 @@ mod tests {
         let identity =
             Identity { cluster: "east".into(), service: "cart".into(), version: "v1".into() };
         let echo = Echo { identity, files: Vec::new() };
+        let tally = Arc::new(Tally::default());
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve_connection(stream, echo.clone()));
+                tokio::spawn(serve_connection(stream, echo.clone(), tally.clone()));
             }
         });
         address
@@ -198,6 +243,19 @@ mod tests {
         assert_eq!(answer.identity.cluster, "east");
         assert_eq!((answer.path.as_str(), answer.host.as_str()), ("/a?b=c", "shop.example.com"));
         assert_eq!(answer.gateways, 2);
+    }
+
+    #[tokio::test]
+    async fn fails_as_often_as_it_was_asked_to() {
+        let echo = mk_echo().await;
+        for wanted in [503, 503, 200] {
+            let request = Request::get("/x?fail=2&key=a")
+                .header("host", "shop.example.com")
+                .body(Empty::new())
+                .unwrap();
+            let status = crate::http1::send(echo, request).await.unwrap().status();
+            assert_eq!(status.as_u16(), wanted);
+        }
     }
 
     #[tokio::test]

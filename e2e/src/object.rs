@@ -152,6 +152,15 @@ impl Objects {
         serde_json::to_value(applied).context("reading an applied object")
     }
 
+    /// Asks the API server whether it would take an object as it is; nothing is written.
+    pub async fn try_apply(&self, object: &Value) -> Result<()> {
+        let key = ObjectKey::of(object)?;
+        let api = self.api(&key).await?;
+        let params = PatchParams { dry_run: true, ..PatchParams::apply(MANAGER).force() };
+        let tried = api.patch(&key.name, &params, &Patch::Apply(object)).await;
+        tried.map(drop).with_context(|| format!("trying {key}"))
+    }
+
     /// Applies one object's status.
     pub async fn apply_status(&self, object: &Value) -> Result<()> {
         let key = ObjectKey::of(object)?;

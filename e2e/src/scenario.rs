@@ -7,6 +7,8 @@ mod badinput;
 mod crossing;
 mod failover;
 mod harness;
+mod policy;
+mod routes;
 mod spine;
 
 use anyhow::Result;
@@ -14,7 +16,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     report::Facts,
-    world::{World, WorldSpec},
+    world::{GatewayApi, World, WorldSpec},
 };
 
 /// One scenario.
@@ -81,7 +83,24 @@ pub const ALL: &[Scenario] = &[
         played: Played::OnRequest,
         run: |world, facts| Box::pin(badinput::run(world, facts)),
     },
+    Scenario {
+        name: "routes",
+        about: "every feature of routes, served from another member as from one cluster",
+        members: 2,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(routes::run(world, facts)),
+    },
+    Scenario {
+        name: "policy",
+        about: "which TrafficPolicy counts, tiers, weights that hold while a member dies, drains",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(policy::run(world, facts)),
+    },
 ];
+
+/// Scenarios that need kinds or fields of the experimental channel.
+const EXPERIMENTAL: [&str; 1] = ["routes"];
 
 /// Finds a scenario by name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
@@ -90,7 +109,12 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 
 /// A world that is enough for all of these.
 pub fn world_for(scenarios: &[&Scenario]) -> WorldSpec {
-    WorldSpec::with_members(scenarios.iter().map(|scenario| scenario.members).max().unwrap_or(0))
+    let members = scenarios.iter().map(|scenario| scenario.members).max().unwrap_or(0);
+    let mut spec = WorldSpec::with_members(members);
+    if scenarios.iter().any(|scenario| EXPERIMENTAL.contains(&scenario.name)) {
+        spec.gateway_api = GatewayApi::Experimental;
+    }
+    spec
 }
 
 /// Runs one scenario and writes its report. What it could not even set up is a fact, too.

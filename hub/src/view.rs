@@ -181,6 +181,7 @@ impl Look<'_> {
             gateways.dedup();
             let mut notes = verdict.notes.clone();
             notes.extend(decision.iter().flat_map(|decision| decision.notes.iter().cloned()));
+            notes.extend(self.left_out(key));
             RouteView {
                 route: key.clone(),
                 hostnames: global.map(|global| hostnames(&global.spec)).unwrap_or_default(),
@@ -192,11 +193,38 @@ impl Look<'_> {
         ingested.routes.keys().map(route).collect()
     }
 
+    /// What could not be written of a route for its entries; what holds for several is told once.
+    fn left_out(&self, key: &RouteKey) -> Vec<Note> {
+        let mut told: BTreeMap<(String, Reason, String), (MemberId, usize)> = BTreeMap::new();
+        for (member, rendered) in &self.current.rendered {
+            for note in rendered.notes.iter().filter(|note| is_about(note, key)) {
+                let what = (note.subject.clone(), note.reason, note.message.clone());
+                told.entry(what).or_insert_with(|| (member.clone(), 0)).1 += 1;
+            }
+        }
+        let note = |((subject, reason, message), (first, count))| match count {
+            1 => Note::new(subject, reason, format!("in {first}: {message}")),
+            more => {
+                Note::new(subject, reason, format!("in {first} and {} more: {message}", more - 1))
+            }
+        };
+        told.into_iter().map(note).collect()
+    }
+
     fn entries(&self, key: &RouteKey, decision: &RouteDecision) -> BTreeMap<MemberId, EntryView> {
         let entry = |member: &MemberId| {
-            let view = self.members.get(member).map_or_else(EntryView::unknown, |now| {
+            let mut view = self.members.get(member).map_or_else(EntryView::unknown, |now| {
                 entry_view(now, &route_id(key, &decision.route.api_version))
             });
+            let rendered = self.current.rendered.get(member);
+            let mut notes = rendered.iter().flat_map(|rendered| &rendered.notes);
+            // It is there, but not as its user wrote it.
+            if view.accepted == Some(true)
+                && let Some(note) = notes.find(|note| is_about(note, key))
+            {
+                let message = format!("{}: {}", note.subject, note.message);
+                view = EntryView { accepted: Some(false), reason: Some(note.reason), message };
+            }
             (member.clone(), view)
         };
         decision.entries.keys().map(entry).collect()
@@ -288,6 +316,11 @@ fn unprogrammed(state: &GatewayState) -> Option<(Reason, String)> {
         Some(true) => None,
         Some(false) | None => Some((Reason::GatewayNotProgrammed, state.message.clone())),
     }
+}
+
+fn is_about(note: &Note, key: &RouteKey) -> bool {
+    let rest = note.subject.strip_prefix(&key.to_string());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
 }
 
 fn gateway_id(local: &NsName) -> ObjectId {

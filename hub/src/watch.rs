@@ -40,12 +40,17 @@ const fn gateway(
     Kind { name, group: keys::GATEWAY_GROUP, versions, plural }
 }
 
+const fn following(at: usize) -> Kind {
+    let keys::FollowingKind { group, kind, resource, versions } = keys::FOLLOWING_KINDS[at];
+    Kind { name: kind, group, versions, plural: resource }
+}
+
 const fn own(name: &'static str, plural: &'static str) -> Kind {
     Kind { name, group: keys::GROUP, versions: &[keys::VERSION], plural }
 }
 
 /// Every kind that the hub reads.
-pub const KINDS: [Kind; 13] = [
+pub const KINDS: [Kind; 13 + keys::FOLLOWING_KINDS.len()] = [
     gateway("GatewayClass", &["v1"], "gatewayclasses"),
     gateway("Gateway", &["v1"], "gateways"),
     gateway("HTTPRoute", &["v1"], "httproutes"),
@@ -64,6 +69,11 @@ pub const KINDS: [Kind; 13] = [
     },
     own("MemberCluster", "memberclusters"),
     own("TrafficPolicy", "trafficpolicies"),
+    following(0),
+    following(1),
+    following(2),
+    following(3),
+    following(4),
 ];
 
 /// First pause after an error.

@@ -218,6 +218,47 @@ pub fn door_hostname(cluster_uid: &str) -> String {
     format!("door.{}.fairlead.internal", cluster_uid.to_ascii_lowercase())
 }
 
+// --- kinds of others
+
+/// A kind of another controller that may follow a global route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FollowingKind {
+    /// API group.
+    pub group: &'static str,
+    /// Kind.
+    pub kind: &'static str,
+    /// Plural in the API.
+    pub resource: &'static str,
+    /// Versions that are carried, best first.
+    pub versions: &'static [&'static str],
+}
+
+const V1_ALPHA_1: &[&str] = &["v1alpha1"];
+
+/// Kinds that the hub reads and lets follow; each member's agent decides for itself. None of them
+/// carries code.
+pub const FOLLOWING_KINDS: [FollowingKind; 5] = [
+    following(
+        "gateway.envoyproxy.io",
+        "BackendTrafficPolicy",
+        "backendtrafficpolicies",
+        V1_ALPHA_1,
+    ),
+    following("gateway.envoyproxy.io", "ClientTrafficPolicy", "clienttrafficpolicies", V1_ALPHA_1),
+    following("gateway.envoyproxy.io", "SecurityPolicy", "securitypolicies", V1_ALPHA_1),
+    following("kuadrant.io", "RateLimitPolicy", "ratelimitpolicies", &["v1"]),
+    following("traefik.io", "Middleware", "middlewares", V1_ALPHA_1),
+];
+
+const fn following(
+    group: &'static str,
+    kind: &'static str,
+    resource: &'static str,
+    versions: &'static [&'static str],
+) -> FollowingKind {
+    FollowingKind { group, kind, resource, versions }
+}
+
 // --- on the wire
 
 /// The header that carries a capability through the header door. Removed at the door.

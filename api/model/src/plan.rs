@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::follower::FollowerPlan;
 use crate::policy::GlobalRoute;
 use crate::recipe::Recipe;
 use crate::snapshot::Address;
@@ -28,6 +29,9 @@ pub struct MemberPlan {
     pub peers: BTreeMap<MemberId, PeerPlan>,
     /// Its own door; none when it has no class for one, or nobody needs it.
     pub door: Option<DoorPlan>,
+    /// Objects of other controllers that follow what it holds.
+    #[serde(default)]
+    pub following: Vec<FollowerPlan>,
 }
 
 /// A global gateway as one member serves it.
@@ -150,6 +154,20 @@ pub struct DoorPlan {
     pub services: BTreeSet<DoorService>,
     /// Members that may call, with their crossing CAs (PEM).
     pub callers: BTreeMap<MemberId, String>,
+    /// How its gateway is told that what callers say of the client is true.
+    #[serde(default)]
+    pub trust: Trust,
+}
+
+/// How a door's gateway is told that callers, who are gateways themselves, speak the truth about their
+/// client: its address and scheme. The Gateway API has no field for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Trust {
+    /// Not at all: what the door's gateway sees of the hop is what the service is told.
+    #[default]
+    Unsaid,
+    /// By a ClientTrafficPolicy of Envoy Gateway.
+    ClientTrafficPolicy,
 }
 
 /// A service behind a door.

@@ -145,6 +145,9 @@ fn ingested(input: &Value) -> Value {
         let written = traffic_policy_status(&status("TrafficPolicy", name), verdict, NOW);
         out["policies"][name.to_string()] = brief(&written);
     }
+    if !found.policy.followers.is_empty() {
+        out["followers"] = serde_json::to_value(&found.policy.followers).unwrap();
+    }
     if !found.policy.members.is_empty() {
         out["members"] = serde_json::to_value(&found.policy.members).unwrap();
     }

@@ -60,6 +60,7 @@ fn key(text: &str) -> NsName {
 }
 
 fn hub() -> impl Strategy<Value = HubObjects> {
+    let follower = "gateway.envoyproxy.io/v1alpha1/BackendTrafficPolicy/shop/p";
     let any = arbitrary::damaged;
     (
         any(class()),
@@ -69,10 +70,11 @@ fn hub() -> impl Strategy<Value = HubObjects> {
         any(grant()),
         any(member_cluster()),
     )
-        .prop_map(|(class, gateway, route, policy, grant, member)| HubObjects {
+        .prop_map(move |(class, gateway, route, policy, grant, member)| HubObjects {
             gateway_classes: [("fairlead".to_owned(), class)].into(),
             gateways: [(key("infra/public"), gateway)].into(),
             routes: [("HTTPRoute/shop/cart".parse().unwrap(), route)].into(),
+            followers: [(follower.parse().unwrap(), policy.clone())].into(),
             traffic_policies: [(key("shop/p"), policy)].into(),
             reference_grants: [(key("bank/g"), grant)].into(),
             member_clusters: [("east".to_owned(), member)].into(),

@@ -55,6 +55,7 @@ impl Kind {
         let plural = match kind {
             "GatewayClass" => "gatewayclasses".to_owned(),
             "NetworkPolicy" => "networkpolicies".to_owned(),
+            "Ingress" => "ingresses".to_owned(),
             _ => format!("{}s", kind.to_ascii_lowercase()),
         };
         Self::new(api_version, kind, &plural, scope)

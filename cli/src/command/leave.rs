@@ -17,15 +17,13 @@ use serde_json::json;
 
 use crate::args::Connection;
 use crate::cluster::{Cluster, Deleted, Kind, NameIn, config_map, member_cluster};
+use crate::command::drain;
 use crate::command::join::parse_timeout;
 use crate::failure::Failure;
 use crate::hub_api::HubApi;
 use crate::install;
 use crate::install::removal::{self, Errors};
-use crate::output;
 use crate::progress::Steps;
-
-const ASK_EVERY: Duration = Duration::from_millis(500);
 
 const AFTER_HELP: &str = "\
 Removes: routes, Gateways, Services, grants, policies and Secrets that Fairlead wrote, in all
@@ -197,58 +195,9 @@ async fn drain(
     let name = NameIn { namespace: "", name: member };
     let patch = json!({"spec": {"trafficState": "Draining"}});
     hub.merge(&member_cluster(), &name, &patch).await?;
-    let mut waiting = steps.wait(format!("waiting until nothing is sent to {member}"));
-    let mut last = String::new();
-    let asking = async {
-        loop {
-            match senders(&HubApi::new(hub, home), member).await? {
-                senders if senders.is_empty() => return Ok::<(), Failure>(()),
-                senders => last = output::list(senders),
-            }
-            waiting.show(&format!("waiting until nothing is sent to {member}; still: {last}"));
-            tokio::time::sleep(ASK_EVERY).await;
-        }
-    };
-    let ended = tokio::time::timeout(timeout, asking).await;
-    drop(waiting);
-    match ended {
-        Ok(Ok(())) => {
-            steps.done(format!("drained: nothing is sent to {member}"));
-            Ok(())
-        }
-        Ok(Err(failure)) => Err(failure),
-        Err(_) => Err(Failure::timed_out(
-            format!("{member} is draining, but traffic is still sent there"),
-            format!("by {last}"),
-        )
-        .next("see `fairlead explain` for these routes; leave without --drain to go on anyway")),
-    }
-}
-
-/// Other members that send something to this one, by route, and members that have not applied their
-/// newest plan and may.
-async fn senders(hub: &HubApi<'_>, member: &str) -> Result<Vec<String>, Failure> {
-    let mut senders = Vec::new();
-    for other in hub.members().await? {
-        let behind = other.plan_wanted.is_some() && other.plan_wanted != other.plan_applied;
-        if behind && other.member.as_str() != member {
-            senders.push(format!("{} (plan not applied)", other.member));
-        }
-    }
-    for route in hub.routes().await? {
-        let explanation = hub.explain(&route.route, None).await?;
-        for (entry, explained) in &explanation.entries {
-            let backends = explained.rules.iter().flat_map(|rule| &rule.backends);
-            let mut shares = backends.flat_map(|backend| &backend.members);
-            let sends = shares.any(|share| {
-                share.member.as_str() == member && share.share_now.unwrap_or(share.share) > 0
-            });
-            if sends && entry.as_str() != member {
-                senders.push(format!("{entry} ({})", route.route));
-            }
-        }
-    }
-    Ok(senders)
+    drain::wait_led_away(&HubApi::new(hub, home), member, timeout, steps)
+        .await
+        .map_err(|failure| failure.next("leave without --drain to go on anyway"))
 }
 
 fn say_what_stays(member: Option<&str>, args: &LeaveArgs, steps: Steps) {
@@ -292,33 +241,5 @@ mod tests {
         assert!(failure.for_people().contains("it is member east"));
         let found = find_member(&cluster, HOME, &mk_args()).await.unwrap();
         assert_eq!(found.as_deref(), Some("east"));
-    }
-
-    #[tokio::test]
-    async fn draining_waits_for_shares_and_plans_of_the_others() {
-        let fake = Fake::new([]);
-        let member = |name: &str, applied: &str| {
-            json!({"member": name, "region": null, "zone": null, "state": "Up", "since": 0,
-                "traffic": "Active", "agent_version": "", "heard_at": null, "plan_wanted": "1.2",
-                "plan_applied": applied, "objects": 0, "exceptions": {}, "overlay": {}, "peers": {},
-                "notes": []})
-        };
-        fake.hub("api/v1/members", 200, json!([member("east", "1.2"), member("west", "1.1")]));
-        let route = json!({"route": "HTTPRoute/shop/cart", "hostnames": [], "gateways": [],
-            "entries": {}, "notes": []});
-        fake.hub("api/v1/routes", 200, json!([route]));
-        let share = |name: &str, share: u32| {
-            json!({"member": name, "tier": 0, "tier_name": "", "split": null, "ready": 1, "expected": 1,
-                "share": share, "share_now": null, "reason": "AsAsked", "message": ""})
-        };
-        let entry = json!({"gateways": [], "overlay": {}, "rules": [{"rule": 0, "backends": [
-            {"backend": "b", "weight": 1, "share": 10000,
-             "members": [share("south", 100), share("west", 9900)]}]}]});
-        let entries = json!({"route": "HTTPRoute/shop/cart", "entries": {"east": entry, "south": entry},
-            "notes": []});
-        fake.hub("api/v1/explain/HTTPRoute/shop/cart", 200, entries);
-        let cluster = fake.cluster();
-        let senders = senders(&HubApi::new(&cluster, HOME), "south").await.unwrap();
-        assert_eq!(senders, ["west (plan not applied)", "east (HTTPRoute/shop/cart)"]);
     }
 }

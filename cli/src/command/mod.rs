@@ -3,12 +3,14 @@
 //! Each reads its arguments, asks the cluster, decides in plain functions, and prints.
 
 pub(crate) mod completion;
+pub(crate) mod drain;
 pub(crate) mod explain;
 pub(crate) mod failback;
 pub(crate) mod get;
 pub(crate) mod init;
 pub(crate) mod join;
 pub(crate) mod leave;
+pub(crate) mod migrate;
 pub(crate) mod plan;
 pub(crate) mod status;
 pub(crate) mod token;
@@ -29,6 +31,9 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Get(args) => get::run(connection, &args).await,
         Command::Explain(args) => explain::run(connection, &args).await,
         Command::Failback(args) => failback::run(connection, &args).await,
+        Command::Drain(args) => drain::run(connection, &args).await,
+        Command::Undrain(args) => drain::run_undrain(connection, &args).await,
+        Command::Migrate(args) => migrate::run(connection, &args).await,
         Command::Plan(args) => plan::run(&args),
         Command::Completion(args) => {
             completion::run(&args);

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use fairlead_model::follower::{Follower, FollowerPlan};
 use fairlead_model::plan::{
-    DoorPlan, DoorService, EntryDecision, MemberPlan, PeerPlan, RoutePlan, SlotTarget, UsedFrom,
+    DoorPlan, DoorService, EntryDecision, MemberPlan, PeerPlan, RoutePlan, SlotTarget, Trust,
+    UsedFrom,
 };
 use fairlead_model::{MemberId, RouteKey};
 
@@ -37,6 +39,7 @@ pub(crate) fn assemble(
             routes: BTreeMap::new(),
             peers: BTreeMap::new(),
             door: None,
+            following: Vec::new(),
         };
         for (global, local) in gateways.get(id).into_iter().flatten() {
             plan.gateways.insert(global.clone(), local.plan.clone());
@@ -48,6 +51,7 @@ pub(crate) fn assemble(
             let route = Arc::clone(&decision.route);
             plan.routes.insert(key.clone(), RoutePlan { route, parents, rules });
         }
+        plan.following = following(fleet, member, &plan);
         plans.insert(id.clone(), plan);
     }
     for (id, member) in &fleet.members {
@@ -55,6 +59,21 @@ pub(crate) fn assemble(
         plan.door = door(fleet, id, member, callers.remove(id).unwrap_or_default());
     }
     plans.into_iter().map(|(id, plan)| (id, Arc::new(plan))).collect()
+}
+
+/// What follows the member's routes and gateways. A kind that the member does not let follow stays in
+/// the list, so that it is told.
+fn following(fleet: &Fleet<'_>, member: &Member<'_>, plan: &MemberPlan) -> Vec<FollowerPlan> {
+    let Some(snapshot) = &member.snapshot else { return Vec::new() };
+    let concerns = |follower: &&Arc<Follower>| {
+        follower.routes.iter().any(|route| plan.routes.contains_key(route))
+            || follower.gateways.iter().any(|gateway| plan.gateways.contains_key(gateway))
+    };
+    let planned = |follower: &Arc<Follower>| FollowerPlan {
+        follower: Arc::clone(follower),
+        fits: snapshot.cluster.kinds.contains(&follower.group_version_kind()),
+    };
+    fleet.policy.followers.iter().filter(concerns).map(planned).collect()
 }
 
 /// Notes which members an entry's route uses, on both sides.
@@ -113,5 +132,20 @@ fn door(
         port: door_port(member.spec),
         services: callers.services,
         callers: callers.members.into_iter().chain([id.clone()]).filter_map(ca).collect(),
+        trust: trust(member),
     })
+}
+
+fn trust(member: &Member<'_>) -> Trust {
+    const ENVOY_GATEWAY: &str = "gateway.envoyproxy.io/gatewayclass-controller";
+    const POLICY: &str = "gateway.envoyproxy.io/v1alpha1/ClientTrafficPolicy";
+    let (Some(snapshot), Some(class)) = (&member.snapshot, &member.spec.gateway_class) else {
+        return Trust::Unsaid;
+    };
+    let controller = snapshot.classes.get(class).map(|class| class.controller.as_str());
+    // The agent reports only kinds that its configuration lets us write.
+    match controller == Some(ENVOY_GATEWAY) && snapshot.cluster.kinds.contains(POLICY) {
+        true => Trust::ClientTrafficPolicy,
+        false => Trust::Unsaid,
+    }
 }

@@ -6,7 +6,8 @@ mod fixture;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use fairlead_model::plan::{DoorService, GatewayPlan, UsedFrom};
+use fairlead_model::follower::Follower;
+use fairlead_model::plan::{DoorService, GatewayPlan, Trust, UsedFrom};
 use fairlead_model::snapshot::Address;
 use fairlead_model::{Millis, RouteKind};
 use fairlead_planner::{FleetInput, plan};
@@ -141,4 +142,48 @@ fn it_wakes_when_an_increase_is_due() {
     input.memory = second.memory;
     input.now = second.wake_at.unwrap();
     assert_eq!(plan(&input).wake_at, None);
+}
+
+fn mk_follower() -> Follower {
+    Follower {
+        api_version: "gateway.envoyproxy.io/v1alpha1".to_owned(),
+        kind: "BackendTrafficPolicy".to_owned(),
+        name: ns_name("shop/limit"),
+        spec: Arc::default(),
+        routes: [route_key("GRPCRoute/shop/cart")].into(),
+        gateways: BTreeSet::new(),
+    }
+}
+
+fn serve(input: &mut FleetInput, member: &str, kind: &str) {
+    let member = input.members.get_mut(&id(member)).unwrap();
+    snapshot_of(member).cluster.kinds.insert(kind.to_owned());
+}
+
+#[test]
+fn what_follows_a_route_goes_with_it_and_is_told_where_it_may_not() {
+    let mut input = mk_input();
+    let mut policy = (*input.policy).clone();
+    policy.followers = vec![Arc::new(mk_follower())];
+    let idle = Follower { routes: BTreeSet::new(), ..mk_follower() };
+    policy.followers.push(Arc::new(idle));
+    input.policy = Arc::new(policy);
+    serve(&mut input, "east", &mk_follower().group_version_kind());
+    let plans = plan(&input).plans;
+    let fits = |member: &str| -> Vec<bool> {
+        plans[&id(member)].following.iter().map(|following| following.fits).collect()
+    };
+    assert_eq!((fits("east"), fits("west")), (vec![true], vec![false]));
+}
+
+#[test]
+fn a_door_is_told_to_trust_its_callers_where_there_is_a_word_for_it() {
+    let mut input = mk_input();
+    serve(&mut input, "west", "gateway.envoyproxy.io/v1alpha1/ClientTrafficPolicy");
+    let west = snapshot_of(input.members.get_mut(&id("west")).unwrap());
+    let controller = "gateway.envoyproxy.io/gatewayclass-controller".to_owned();
+    west.classes.entry("eg".to_owned()).or_default().controller = controller;
+    let plans = plan(&input).plans;
+    let trust = |member: &str| plans[&id(member)].door.as_ref().unwrap().trust;
+    assert_eq!((trust("west"), trust("south")), (Trust::ClientTrafficPolicy, Trust::Unsaid));
 }

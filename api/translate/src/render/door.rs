@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_crds::keys;
 use fairlead_model::bundle::{Claim, Gate};
-use fairlead_model::plan::{DoorPlan, DoorService, MemberPlan};
+use fairlead_model::plan::{DoorPlan, DoorService, MemberPlan, Trust};
 use fairlead_model::{Json, NsName, Reason};
 use serde_json::json;
 
@@ -30,6 +30,9 @@ pub(super) fn render_door(
     draft: &mut Draft,
 ) {
     draft.put(gateway(door));
+    if door.trust == Trust::ClientTrafficPolicy {
+        draft.put(trust());
+    }
     render_callers(plan, door, draft);
     draft.put(probe());
     draft.put(readiness());
@@ -64,6 +67,20 @@ fn gateway(door: &DoorPlan) -> Json {
                     "kinds": [{"group": keys::GATEWAY_GROUP, "kind": "HTTPRoute"}],
                 },
             }],
+        },
+    })
+}
+
+/// Callers have shown a member's certificate, so what they say of their client is true; without this the
+/// service would be told the address of the entry's gateway, and that the client came by TLS.
+fn trust() -> Json {
+    json!({
+        "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+        "kind": "ClientTrafficPolicy",
+        "metadata": metadata(keys::NAMESPACE, keys::EAST_WEST_GATEWAY),
+        "spec": {
+            "targetRefs": [{"group": keys::GATEWAY_GROUP, "kind": "Gateway", "name": keys::EAST_WEST_GATEWAY}],
+            "clientIPDetection": {"xForwardedFor": {"numTrustedHops": 1}},
         },
     })
 }

@@ -13,6 +13,7 @@ use fairlead_model::{Json, MemberId, NsName, ObjectId, Reason};
 use serde_json::json;
 
 use super::filter::{self, MirrorTargets};
+use super::follow;
 use super::peer::Inner;
 use super::{Draft, metadata, mirror_annotations, set_label};
 use crate::capability::capability;
@@ -170,6 +171,7 @@ impl Writer<'_> {
                 draft.note(subject, Reason::UnsupportedFilter, message);
             }
             filter::rewrite_mirrors(filters, &targets, subject, draft);
+            follow::rename_extensions(self.plan, targets.namespace, filters);
         }
         let written = rule.get("backendRefs").and_then(Json::as_array).cloned();
         if written.is_none() && planned.slots.is_empty() {
@@ -186,6 +188,7 @@ impl Writer<'_> {
             }
             if let Some(filters) = backend.get_mut("filters") {
                 filter::rewrite_mirrors(filters, &targets, &subject, draft);
+                follow::rename_extensions(self.plan, targets.namespace, filters);
             }
             backend["weight"] = planned.recipe.weights.get(index).copied().unwrap_or(0).into();
             refs.push(backend);

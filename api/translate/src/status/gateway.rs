@@ -9,15 +9,40 @@ use serde_json::json;
 
 use super::condition::{Stamp, Wanted, conditions};
 use super::{MemberSummary, base};
-use crate::ingest::hub::{ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, Verdict};
+use crate::ingest::hub::{
+    CertificateFault, ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, Verdict,
+};
 use crate::raw;
 
 /// Most addresses, as the Gateway API says.
 const ADDRESSES_MAX: usize = 16;
 
-/// Features of the Gateway API that the hub itself has, in order. What a member's gateway cannot do is
-/// said at the route.
-const FEATURES: [&str; 4] = ["GRPCRoute", "Gateway", "HTTPRoute", "ReferenceGrant"];
+/// Features of the Gateway API that cross between members as in one cluster, in order; docs/guide/routes.md
+/// names the test of each. What a member's gateway cannot do is said at the route.
+const FEATURES: [&str; 22] = [
+    "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
+    "Gateway",
+    "HTTPRoute",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteCORS",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteRetry",
+    "HTTPRouteSchemeRedirect",
+    "ReferenceGrant",
+];
 
 /// What members make of a global gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -134,12 +159,7 @@ fn listener_status(
         }
         _ => Wanted::new(keys::CONDITION_CONFLICTED, "False", "NoConflicts", ""),
     };
-    let resolved = if listener.has_invalid_kinds {
-        let message = "allowedRoutes names kinds that this protocol does not carry";
-        Wanted::new(keys::CONDITION_RESOLVED_REFS, "False", "InvalidRouteKinds", message)
-    } else {
-        Wanted::new(keys::CONDITION_RESOLVED_REFS, "True", "ResolvedRefs", "")
-    };
+    let resolved = resolved(listener);
     let mut programmed = programmed(listener.accepted.is_yes(), &facts.members);
     programmed.message.clear(); // Said once, at the Gateway.
     let ours = [
@@ -156,4 +176,18 @@ fn listener_status(
         "attachedRoutes": listener.attached,
         "conditions": conditions(before.map_or(&[][..], |b| raw::list(b, "/conditions")), &ours, wanted, stamp),
     })
+}
+
+fn resolved(listener: &ListenerVerdict) -> Wanted {
+    let no = |reason: &str, message: &str| {
+        Wanted::new(keys::CONDITION_RESOLVED_REFS, "False", reason, message)
+    };
+    match &listener.certificates {
+        Some(CertificateFault::Invalid(message)) => no("InvalidCertificateRef", message),
+        Some(CertificateFault::NotPermitted(message)) => no("RefNotPermitted", message),
+        None if listener.has_invalid_kinds => {
+            no("InvalidRouteKinds", "allowedRoutes names kinds that this protocol does not carry")
+        }
+        None => Wanted::new(keys::CONDITION_RESOLVED_REFS, "True", "ResolvedRefs", ""),
+    }
 }

@@ -7,7 +7,10 @@ use fairlead_crds::keys;
 use fairlead_model::policy::{GlobalGateway, LabelSelector, Listener};
 use fairlead_model::{Json, NsName, Reason, RouteKind};
 
-use super::verdict::{ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, Verdict};
+use super::grant::Grants;
+use super::verdict::{
+    CertificateFault, ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, Verdict,
+};
 use crate::ingest::hub::spread;
 use crate::raw;
 
@@ -66,6 +69,7 @@ pub(super) fn ingest_classes(classes: &BTreeMap<String, Json>) -> BTreeMap<Strin
 pub(super) fn ingest_gateways(
     gateways: &BTreeMap<NsName, Json>,
     classes: &BTreeMap<String, ClassVerdict>,
+    grants: &Grants,
 ) -> BTreeMap<NsName, HubGateway> {
     let is_ours = |gateway: &Json| {
         let class = raw::text(gateway, "/spec/gatewayClassName").and_then(|name| classes.get(name));
@@ -74,25 +78,26 @@ pub(super) fn ingest_gateways(
     gateways
         .iter()
         .filter(|(_, gateway)| is_ours(gateway))
-        .map(|(name, gateway)| (name.clone(), ingest_gateway(name, gateway)))
+        .map(|(name, gateway)| (name.clone(), ingest_gateway(name, gateway, grants)))
         .collect()
 }
 
-fn ingest_gateway(name: &NsName, gateway: &Json) -> HubGateway {
+fn ingest_gateway(name: &NsName, gateway: &Json, grants: &Grants) -> HubGateway {
     let mut listeners = Vec::new();
     let mut doors = Vec::new();
     let mut verdicts = Vec::new();
     let mut seen = BTreeSet::new();
     for written in raw::list(gateway, "/spec/listeners").iter().take(LISTENERS_MAX) {
-        let (Some(name), Some(port)) = (raw::field(written, "name"), raw::port(written, "port"))
+        let (Some(listener), Some(port)) =
+            (raw::field(written, "name"), raw::port(written, "port"))
         else {
             continue; // No API server lets such a listener in; it takes nothing.
         };
-        if !seen.insert(name) {
+        if !seen.insert(listener) {
             continue;
         }
         let listener = Listener {
-            name: name.to_owned(),
+            name: listener.to_owned(),
             port,
             protocol: raw::field(written, "protocol").unwrap_or_default().to_owned(),
             hostname: raw::field(written, "hostname").map(str::to_owned),
@@ -101,6 +106,7 @@ fn ingest_gateway(name: &NsName, gateway: &Json) -> HubGateway {
         verdicts.push(ListenerVerdict {
             name: listener.name.clone(),
             has_invalid_kinds,
+            certificates: certificate_fault(&listener.protocol, written, &name.namespace, grants),
             kinds,
             ..ListenerVerdict::default()
         });
@@ -130,9 +136,11 @@ fn ingest_gateway(name: &NsName, gateway: &Json) -> HubGateway {
 }
 
 /// Kinds that a protocol carries.
-fn kinds_of(protocol: &str) -> &'static [RouteKind] {
+fn kinds_of(protocol: &str, is_passthrough: bool) -> &'static [RouteKind] {
     match protocol {
         "HTTP" | "HTTPS" => &[RouteKind::HTTPRoute, RouteKind::GRPCRoute],
+        // What stays encrypted can be told apart by its server name alone.
+        "TLS" if is_passthrough => &[RouteKind::TLSRoute],
         "TLS" => &[RouteKind::TLSRoute, RouteKind::TCPRoute],
         "TCP" => &[RouteKind::TCPRoute],
         "UDP" => &[RouteKind::UDPRoute],
@@ -142,7 +150,7 @@ fn kinds_of(protocol: &str) -> &'static [RouteKind] {
 
 /// Kinds that may attach, and whether some of those named may not.
 fn kinds(protocol: &str, listener: &Json) -> (Vec<RouteKind>, bool) {
-    let possible = kinds_of(protocol);
+    let possible = kinds_of(protocol, is_passthrough(listener));
     let named = raw::list(listener, "/allowedRoutes/kinds");
     if named.is_empty() {
         return (possible.to_vec(), false);
@@ -155,6 +163,47 @@ fn kinds(protocol: &str, listener: &Json) -> (Vec<RouteKind>, bool) {
     let read: Vec<Option<RouteKind>> = named.iter().map(read).collect();
     let kinds: BTreeSet<RouteKind> = read.iter().flatten().copied().collect();
     (kinds.into_iter().collect(), read.contains(&None))
+}
+
+fn is_passthrough(listener: &Json) -> bool {
+    raw::text(listener, "/tls/mode") == Some("Passthrough")
+}
+
+/// Whether its certificates can be there at all. Whether they are is the members' business.
+fn certificate_fault(
+    protocol: &str,
+    listener: &Json,
+    namespace: &str,
+    grants: &Grants,
+) -> Option<CertificateFault> {
+    if !matches!(protocol, "HTTPS" | "TLS") || is_passthrough(listener) {
+        return None;
+    }
+    let references = raw::list(listener, "/tls/certificateRefs");
+    let has_options =
+        listener.pointer("/tls/options").and_then(Json::as_object).is_some_and(|o| !o.is_empty());
+    if references.is_empty() && !has_options {
+        return Some(CertificateFault::Invalid("tls.certificateRefs names no Secret".to_owned()));
+    }
+    references.iter().find_map(|reference| {
+        let text = |field: &str| reference.get(field).and_then(Json::as_str);
+        let (group, kind) = (text("group").unwrap_or_default(), text("kind").unwrap_or("Secret"));
+        let Some(name) = raw::field(reference, "name") else {
+            return Some(CertificateFault::Invalid("a certificateRef has no name".to_owned()));
+        };
+        if (group, kind) != ("", "Secret") {
+            let kind = fairlead_model::id::printable(kind);
+            return Some(CertificateFault::Invalid(format!("{kind} {name} is no Secret")));
+        }
+        let to = NsName::new(raw::field(reference, "namespace").unwrap_or(namespace), name);
+        let permitted = grants.permits_from("Gateway", namespace, group, kind, &to);
+        (!permitted).then(|| {
+            CertificateFault::NotPermitted(format!(
+                "Secret {to} is in another namespace; a ReferenceGrant there must name Gateways of \
+                 namespace {namespace}"
+            ))
+        })
+    })
 }
 
 fn namespaces(listener: &Json) -> Namespaces {
@@ -186,7 +235,7 @@ fn judge_listeners(listeners: &[Listener], verdicts: &mut [ListenerVerdict]) {
             });
         let verdict = &mut verdicts[at];
         verdict.conflict = conflict;
-        if kinds_of(&listener.protocol).is_empty() {
+        if kinds_of(&listener.protocol, false).is_empty() {
             let protocol = fairlead_model::id::printable(&listener.protocol);
             verdict.accepted = Verdict::no(
                 Reason::UnsupportedProtocol,

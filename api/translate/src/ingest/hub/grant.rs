@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_crds::keys;
-use fairlead_model::{Json, NsName, RouteKey, RouteKind};
+use fairlead_model::{Json, NsName, RouteKey};
 
 use crate::raw;
 
-/// Who is granted, and what.
-type Entry = (RouteKind, String, String, Option<String>);
+/// Who is granted, and what: kind of the Gateway API, its namespace, group/kind granted, name.
+type Entry = (String, String, String, Option<String>);
 
-/// All grants, by the namespace that grants: (kind of route, its namespace, group/kind granted, name).
+/// All grants, by the namespace that grants.
 pub(super) struct Grants(BTreeMap<String, BTreeSet<Entry>>);
 
 impl Grants {
@@ -21,9 +21,9 @@ impl Grants {
         for (name, object) in objects.iter().filter(|(_, object)| !raw::is_deleting(object)) {
             let entries = grants.entry(name.namespace.to_string()).or_default();
             for from in raw::list(object, "/spec/from") {
-                let Some((kind, namespace)) = route_from(from) else { continue };
+                let Some((kind, namespace)) = granted_from(from) else { continue };
                 let to = raw::list(object, "/spec/to").iter().filter_map(granted);
-                entries.extend(to.map(|(to, name)| (kind, namespace.clone(), to, name)));
+                entries.extend(to.map(|(to, name)| (kind.clone(), namespace.clone(), to, name)));
             }
         }
         Self(grants)
@@ -31,22 +31,33 @@ impl Grants {
 
     /// Whether a route may refer to an object.
     pub(super) fn permits(&self, route: &RouteKey, group: &str, kind: &str, to: &NsName) -> bool {
-        if to.namespace == route.name.namespace {
+        self.permits_from(route.kind.as_str(), &route.name.namespace, group, kind, to)
+    }
+
+    /// Whether an object of the Gateway API may refer to another.
+    pub(super) fn permits_from(
+        &self,
+        from_kind: &str,
+        from_namespace: &str,
+        group: &str,
+        kind: &str,
+        to: &NsName,
+    ) -> bool {
+        if *to.namespace == *from_namespace {
             return true;
         }
         let Some(entries) = self.0.get(&*to.namespace) else { return false };
         let entry = |name: Option<String>| {
-            (route.kind, route.name.namespace.to_string(), format!("{group}/{kind}"), name)
+            (from_kind.to_owned(), from_namespace.to_owned(), format!("{group}/{kind}"), name)
         };
         entries.contains(&entry(None)) || entries.contains(&entry(Some(to.name.to_string())))
     }
 }
 
-fn route_from(from: &Json) -> Option<(RouteKind, String)> {
-    let kind = raw::field(from, "kind")?;
-    let kind = RouteKind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+fn granted_from(from: &Json) -> Option<(String, String)> {
     let is_gateway_api = raw::field(from, "group") == Some(keys::GATEWAY_GROUP);
-    is_gateway_api.then_some((kind, raw::field(from, "namespace")?.to_owned()))
+    let kind = raw::field(from, "kind").filter(|_| is_gateway_api)?;
+    Some((kind.to_owned(), raw::field(from, "namespace")?.to_owned()))
 }
 
 /// Without a name all objects of the kind are granted; with one that cannot be read none is.

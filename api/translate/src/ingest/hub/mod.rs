@@ -7,6 +7,7 @@
 //! cannot be read refuses the route.
 
 mod attach;
+mod follow;
 mod gateway;
 mod grant;
 mod hostname;
@@ -14,6 +15,7 @@ mod member;
 mod policy;
 mod route;
 mod rule;
+mod settle;
 mod spread;
 mod verdict;
 
@@ -25,8 +27,8 @@ use fairlead_model::policy::{GlobalRoute, Policy};
 use fairlead_model::{Json, Note, NsName, ObjectId, RouteKey, RouteKind};
 
 pub use verdict::{
-    ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, ParentVerdict, PolicyVerdict,
-    RouteVerdict, TargetVerdict, Verdict,
+    CertificateFault, ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, ParentVerdict,
+    PolicyVerdict, RouteVerdict, TargetVerdict, Verdict,
 };
 
 use crate::raw;
@@ -50,6 +52,8 @@ pub struct HubObjects {
     pub traffic_policies: BTreeMap<NsName, Json>,
     /// ServiceImports.
     pub service_imports: BTreeMap<NsName, Json>,
+    /// Objects of other controllers that may follow routes and gateways.
+    pub followers: BTreeMap<ObjectId, Json>,
 }
 
 impl HubObjects {
@@ -73,6 +77,12 @@ impl HubObjects {
         let route = RouteKind::ALL.into_iter().find(|kind| kind.as_str() == &*id.kind);
         if let (keys::GATEWAY_GROUP, Some(kind)) = (&*id.group, route) {
             self.routes.insert(RouteKey { kind, name }, object);
+            return true;
+        }
+        let follows =
+            |known: &&keys::FollowingKind| known.group == &*id.group && known.kind == &*id.kind;
+        if keys::FOLLOWING_KINDS.iter().any(|known| follows(&known)) {
+            self.followers.insert(id, object);
             return true;
         }
         let namespaced = match (&*id.group, &*id.kind) {
@@ -117,10 +127,11 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     let mut out = Ingested::default();
     out.policy.members = member::ingest_members(&objects.member_clusters, &mut out.notes);
     out.classes = gateway::ingest_classes(&objects.gateway_classes);
-    let mut gateways = gateway::ingest_gateways(&objects.gateways, &out.classes);
     let grants = grant::Grants::new(&objects.reference_grants);
+    let mut gateways = gateway::ingest_gateways(&objects.gateways, &out.classes, &grants);
 
     let mut routes: BTreeMap<RouteKey, GlobalRoute> = BTreeMap::new();
+    let mut attached: BTreeMap<RouteKey, settle::Attached> = BTreeMap::new();
     for (key, route) in &objects.routes {
         let labels = objects.namespace_labels(&key.name.namespace);
         let attachment = attach::attach(key, route, &labels, &gateways);
@@ -128,13 +139,15 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
         let Some((verdict, global)) = route::ingest_route(key, route, attachment, &grants) else {
             continue; // No parent of ours: not our route.
         };
-        if global.is_some() {
-            count_attached(&listeners, &mut gateways);
-        }
-        out.notes.extend(verdict.notes.iter().cloned());
+        attached.insert(key.clone(), listeners);
         out.routes.insert(key.clone(), verdict);
         routes.extend(global.map(|global| (key.clone(), global)));
     }
+    settle::settle(&mut routes, &mut out.routes, &attached, &gateways);
+    for listeners in routes.keys().filter_map(|key| attached.get(key)) {
+        count_attached(listeners, &mut gateways);
+    }
+    out.notes.extend(out.routes.values().flat_map(|verdict| verdict.notes.iter().cloned()));
 
     out.policies = policy::apply_policies(objects, &gateways, &mut routes, &mut out.notes);
     out.policy.routes = routes.into_iter().map(|(key, route)| (key, Arc::new(route))).collect();
@@ -142,6 +155,9 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
         out.policy.gateways.extend(gateway.global.map(|global| (name.clone(), global)));
         out.gateways.insert(name, gateway.verdict);
     }
+    let Policy { routes, gateways, .. } = &out.policy;
+    out.policy.followers =
+        follow::ingest_followers(&objects.followers, routes, gateways, &mut out.notes);
     out
 }
 

@@ -71,6 +71,14 @@ impl RuleReader<'_> {
         if let Some(filters) = rule.get_mut("filters") {
             self.drop_mirrors(filters, subject, &mut notes);
         }
+        let crosses = |backend: &Backend| matches!(backend.target, BackendTarget::Global { .. });
+        if rule.get("sessionPersistence").is_some_and(Json::is_object)
+            && backends.iter().any(crosses)
+        {
+            let message = "sessionPersistence holds a session at the member that answers; where that is \
+                           not the entry itself, its gateway chooses an endpoint for each request";
+            notes.push(Note::new(subject, Reason::UnsupportedFeature, message));
+        }
         Ok((Rule { backends, spread: Spread::default() }, notes))
     }
 

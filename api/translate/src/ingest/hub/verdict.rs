@@ -60,10 +60,21 @@ pub struct ListenerVerdict {
     pub conflict: Option<Conflict>,
     /// Some of the kinds that it names cannot attach to its protocol.
     pub has_invalid_kinds: bool,
+    /// What is wrong with its certificates, as far as the hub can tell: Secrets are the members' own.
+    pub certificates: Option<CertificateFault>,
     /// Kinds that can attach.
     pub kinds: Vec<RouteKind>,
     /// Accepted routes that are attached.
     pub attached: u32,
+}
+
+/// What is wrong with a listener's certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateFault {
+    /// One is named in a way that no member could follow, or none is.
+    Invalid(String),
+    /// One is in another namespace, which grants nothing.
+    NotPermitted(String),
 }
 
 /// What two listeners cannot share.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fairlead_crds::keys;
 use fairlead_model::id::{is_label, printable};
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,13 @@ pub enum ConfigError {
     },
 }
 
+impl FollowingKind {
+    fn of(known: &keys::FollowingKind) -> Self {
+        let [group, kind, resource] = [known.group, known.kind, known.resource].map(str::to_owned);
+        Self { group, kind, resource }
+    }
+}
+
 impl Default for AgentConfig {
     /// As the chart's values: only what owners export, everywhere but in the cluster's own namespaces.
     fn default() -> Self {
@@ -109,7 +117,7 @@ impl Default for AgentConfig {
             denied_namespaces: ["kube-system", "kube-public", "kube-node-lease"]
                 .map(str::to_owned)
                 .into(),
-            following_kinds: Vec::new(),
+            following_kinds: keys::FOLLOWING_KINDS.iter().map(FollowingKind::of).collect(),
             weak_doors: BTreeSet::new(),
             gateway_class_name: String::new(),
             capabilities: BTreeMap::new(),
