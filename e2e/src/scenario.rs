@@ -7,6 +7,7 @@ mod badinput;
 mod crossing;
 mod harness;
 mod spine;
+mod traces;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -72,6 +73,14 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(badinput::run(world, facts)),
+    },
+    Scenario {
+        name: "traces",
+        about: "what crosses is one trace in Jaeger, with the target; a backend that is away harms nobody",
+        members: 3,
+        // Jaeger is a tool of its own, minutes to build.
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(traces::run(world, facts)),
     },
 ];
 

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use fairlead_hub_core::hold::{HoldInput, hold};
@@ -18,6 +18,7 @@ use fairlead_model::plan::MemberPlan;
 use fairlead_model::policy::Policy;
 use fairlead_model::{MemberId, Millis, Note};
 use fairlead_planner::{FleetInput, MemberInput, Memory, Planned, Settings, plan};
+use fairlead_telemetry::span::Tracer;
 use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
 use fairlead_translate::{CapabilityKeys, render};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use crate::fleet::{Fleet, MemberNow};
 use crate::metrics::Metrics;
 use crate::persist::MemorySlot;
 use crate::signal::Signal;
+use crate::spans;
 use crate::watch::{KINDS, Objects};
 
 /// Changes that come within that time are one plan. Short, since it is a part of how long a user's
@@ -76,6 +78,8 @@ pub struct Conductor {
     pub started_at: Millis,
     /// How long to wait for members after that.
     pub grace_ms: u64,
+    /// Where spans go.
+    pub tracer: Tracer,
 }
 
 /// What goes from round to round.
@@ -85,6 +89,7 @@ struct Carried {
     rendered: BTreeMap<MemberId, Arc<Rendered>>,
     planned: Option<Arc<Planned>>,
     wake_at: Option<Millis>,
+    states: BTreeMap<MemberId, MemberState>,
 }
 
 impl Conductor {
@@ -168,13 +173,18 @@ impl Conductor {
             memory: std::mem::take(&mut carried.memory),
             settings: Settings::default(),
         });
-        let trace_parent = trace_parent();
+        let context = self.tracer.root();
+        let trace_parent = context.to_string();
         let mut rendered = BTreeMap::new();
+        let mut changed = Vec::new();
         for (member, plan) in &planned.plans {
             let before = carried.rendered.get(member).filter(|r| r.plan == *plan);
             let next = match before {
                 Some(same) => Arc::clone(same),
-                None => Arc::new(self.render(plan, caused_at, &trace_parent)),
+                None => {
+                    changed.push(member.clone());
+                    Arc::new(self.render(plan, caused_at, &trace_parent))
+                }
             };
             rendered.insert(member.clone(), next);
         }
@@ -182,7 +192,31 @@ impl Conductor {
         self.fleet.want(wanted);
         let took = started.elapsed();
         self.metrics.count_plan(took.as_secs_f64(), planned.report.alarms.len());
-        tracing::debug!(trace_parent, ?took, routes = planned.decisions.len(), "planned");
+        let routes = planned.decisions.len();
+        let health = members.iter().map(|(id, now)| (id.clone(), now.health.clone())).collect();
+        let moved = spans::moved(&carried.states, &health);
+        carried.states = health.into_iter().map(|(id, health)| (id, health.state)).collect();
+        if !changed.is_empty() || !moved.is_empty() {
+            tracing::info!(
+                trace_id = context.trace_id(),
+                took_ms = took.as_millis(),
+                routes,
+                members = changed.len(),
+                "planned"
+            );
+            spans::record_round(
+                &self.tracer,
+                &spans::Round {
+                    context,
+                    caused_at,
+                    planned_at: SystemTime::now() - took,
+                    took,
+                    routes,
+                    changed: &changed,
+                    moved: &moved,
+                },
+            );
+        }
         carried.rendered = rendered;
         carried.memory = planned.memory.clone();
         carried.wake_at = planned.wake_at;
@@ -263,12 +297,6 @@ fn new_alarms<'a>(
 
 fn listed(notes: &[Note]) -> String {
     notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-/// A new W3C trace context: the trace of one change, from here to the member's API server.
-fn trace_parent() -> String {
-    let (trace, span): (u128, u64) = (rand::random(), rand::random());
-    format!("00-{trace:032x}-{span:016x}-01")
 }
 
 #[cfg(test)]

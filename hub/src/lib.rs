@@ -29,6 +29,7 @@ pub mod refusal;
 pub mod registry;
 pub mod run;
 pub mod signal;
+pub mod spans;
 pub mod status;
 pub mod store;
 pub mod telemetry;

@@ -6,6 +6,7 @@ use fairlead_model::MemberId;
 use fairlead_model::health::MemberState;
 use fairlead_model::session::BundleUpdate;
 use fairlead_model::{Note, Reason};
+use fairlead_telemetry::queue::Counts;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -19,6 +20,7 @@ pub struct Metrics {
     sessions: Gauge,
     plans: Counter,
     plan_seconds: Histogram,
+    propagation_seconds: Histogram,
     pushes: Family<PushLabels, Counter>,
     push_bytes: Counter,
     held: Family<ReasonLabels, Gauge>,
@@ -111,12 +113,21 @@ pub const fn state_label(state: MemberState) -> &'static str {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl Metrics {
+    /// All metrics, those of the queue to the OTLP backend among them when there is one.
+    pub fn new(backend: Option<&Counts>) -> Self {
         let mut registry = Registry::with_prefix("fairlead_hub");
         let metrics = Self {
             sessions: Gauge::default(),
             plans: Counter::default(),
             // 100 µs to 1.6 s.
             plan_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 15)),
+            // 10 ms to 80 s.
+            propagation_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
             pushes: Family::default(),
             push_bytes: Counter::default(),
             held: Family::default(),
@@ -128,10 +139,15 @@ impl Default for Metrics {
             registry: Registry::default(),
         };
         let m = &metrics;
+        if let Some(counts) = backend {
+            counts.register(&mut registry);
+        }
         registry.register("sessions", "Live streams of members", m.sessions.clone());
         registry.register("plans", "Plans made", m.plans.clone());
         let (name, help) = ("plan_duration", "Time to read, plan and render");
         registry.register_with_unit(name, help, Unit::Seconds, m.plan_seconds.clone());
+        let (name, help) = ("propagation", "From a change to a member that has applied it");
+        registry.register_with_unit(name, help, Unit::Seconds, m.propagation_seconds.clone());
         registry.register("pushes", "Bundles sent, by form", m.pushes.clone());
         let (name, help) = ("push", "Size of bundles sent, before compression");
         registry.register_with_unit(name, help, Unit::Bytes, m.push_bytes.clone());
@@ -175,6 +191,11 @@ impl Metrics {
         self.plans.inc();
         self.plan_seconds.observe(seconds);
         self.alarms.set(i64::try_from(alarms).unwrap_or(i64::MAX));
+    }
+
+    /// A member has applied a plan so long after the change that it came from.
+    pub fn count_propagation(&self, took_ms: u64) {
+        self.propagation_seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
     }
 
     /// A status was written, or not.

@@ -1,6 +1,7 @@
 //! The agent's metrics: one place for names, units in the names, labels from closed sets.
 
 use fairlead_model::{PlanNumber, Reason};
+use fairlead_telemetry::queue::Counts;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -8,6 +9,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::relay::enrich::Enriched;
+use crate::spans::Out;
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Verb {
@@ -19,6 +23,40 @@ struct Why {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Change {
+    change: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RelayedLabel {
+    kind: &'static str,
+}
+
+/// Counters of the relay.
+#[derive(Debug, Clone, Default)]
+pub struct RelayMetrics {
+    spans: Family<RelayedLabel, Counter>,
+}
+
+impl RelayMetrics {
+    fn register(&self, registry: &mut Registry) {
+        self.took(&Enriched::default());
+        let help = "Spans received, by kind: attributed to a global route or door, other, probe";
+        registry.register("relay_spans", help, self.spans.clone());
+    }
+
+    /// A request was taken in.
+    pub fn took(&self, enriched: &Enriched) {
+        let add = |kind, spans| {
+            self.spans.get_or_create(&RelayedLabel { kind }).inc_by(spans);
+        };
+        add("attributed", enriched.attributed);
+        add("other", enriched.spans - enriched.attributed);
+        add("probe", enriched.probes);
+    }
+}
+
 /// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -27,16 +65,26 @@ pub struct Metrics {
     failures: Family<Why, Counter>,
     exceptions: Gauge,
     apply_seconds: Histogram,
+    programmed_seconds: Histogram,
+    overlay_changes: Family<Change, Counter>,
     plan_epoch: Gauge,
     plan_counter: Gauge,
     connected: Gauge,
     sessions: Counter,
     unreachable: Gauge,
     overlay_rules: Gauge,
+    relay: RelayMetrics,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl Metrics {
+    /// All metrics, those of the queue to the backend among them when there is one.
+    pub fn new(backend: Option<&Counts>) -> Self {
         let mut registry = Registry::with_prefix("fairlead_agent");
         let writes = Family::default();
         registry.register("writes", "Objects written to the API server", writes.clone());
@@ -50,6 +98,22 @@ impl Default for Metrics {
             "From the arrival of a plan to its last write",
             Unit::Seconds,
             apply_seconds.clone(),
+        );
+        let programmed_seconds = Histogram::new(exponential_buckets(0.01, 2.0, 14));
+        registry.register_with_unit(
+            "programmed",
+            "From the arrival of a plan to its routes' acceptance by the gateways",
+            Unit::Seconds,
+            programmed_seconds.clone(),
+        );
+        let overlay_changes = Family::<Change, Counter>::default();
+        for change in ["failover", "failback"] {
+            overlay_changes.get_or_create(&Change { change }).inc_by(0);
+        }
+        registry.register(
+            "overlay_changes",
+            "Peers taken out of this entry's routes, or back in",
+            overlay_changes.clone(),
         );
         let gauge = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
@@ -66,18 +130,26 @@ impl Default for Metrics {
             gauge(&mut registry, "peers_unreachable", "Peers whose door cannot be reached");
         let overlay_rules =
             gauge(&mut registry, "overlay_rules", "Rules whose weights differ from the plan");
+        let relay = RelayMetrics::default();
+        relay.register(&mut registry);
+        if let Some(counts) = backend {
+            counts.register(&mut registry);
+        }
         Self {
             registry,
             writes,
             failures,
             exceptions,
             apply_seconds,
+            programmed_seconds,
+            overlay_changes,
             plan_epoch,
             plan_counter,
             connected,
             sessions,
             unreachable,
             overlay_rules,
+            relay,
         }
     }
 }
@@ -104,6 +176,21 @@ impl Metrics {
         self.apply_seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
     }
 
+    /// The gateways have taken a plan's routes.
+    pub fn programmed(&self, took_ms: u64) {
+        self.programmed_seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
+    }
+
+    /// Peers were taken out of this entry's routes, or back in.
+    pub fn overlay_changed(&self, before: &Out, now: &Out) {
+        let count = |change, a: &Out, b: &Out| {
+            let new = a.keys().filter(|member| !b.contains_key(*member)).count();
+            self.overlay_changes.get_or_create(&Change { change }).inc_by(new as u64);
+        };
+        count("failover", now, before);
+        count("failback", before, now);
+    }
+
     /// Objects that are not as planned.
     pub fn exceptions(&self, count: usize) {
         self.exceptions.set(number(count));
@@ -124,6 +211,11 @@ impl Metrics {
     pub fn overlay(&self, unreachable: usize, rules: u32) {
         self.unreachable.set(number(unreachable));
         self.overlay_rules.set(number(rules));
+    }
+
+    /// Those of the relay.
+    pub fn relay(&self) -> RelayMetrics {
+        self.relay.clone()
     }
 
     /// All of it, in the OpenMetrics text format.
