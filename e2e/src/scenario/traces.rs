@@ -70,9 +70,7 @@ async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     }
     fleet.wait_settled().await?;
     facts.look("t1", "a request that crosses is one trace", crossing::one_trace(stage)).await;
-    facts
-        .look("t2", "the graph of services counts what crossed", crossing::graph(stage))
-        .await;
+    facts.look("t2", "the graph of services counts what crossed", crossing::graph(stage)).await;
     control::play(stage, facts).await;
     facts
         .look("t5", "while a member dies, spans name who answered", crossing::attribution(stage))
@@ -174,9 +172,10 @@ async fn entries(stage: &Stage<'_>, members: &[&str]) -> Result<Vec<SocketAddr>>
 
 /// The last span of the entry's gateway towards a target.
 fn entry_span(trace: &Trace) -> Option<&Span> {
-    let towards = trace.spans.iter().filter(|span| {
-        span.text("fairlead.hop") == "entry" && span.text("span.kind") == "client"
-    });
+    let towards = trace
+        .spans
+        .iter()
+        .filter(|span| span.text("fairlead.hop") == "entry" && span.text("span.kind") == "client");
     towards.max_by_key(|span| span.start_time)
 }
 

@@ -181,8 +181,7 @@ async fn compare(stage: &Stage<'_>, sent: &[super::Sent]) -> Result<Finding> {
         .filter_map(|it| Some((it.trace.as_str(), it.answer.as_ref()?.identity.cluster.as_str())))
         .collect();
     let ids: Vec<&str> = answered.keys().copied().collect();
-    let found =
-        traces(&stage.jaeger, &ids, |trace| entry_span(trace).is_some()).await?;
+    let found = traces(&stage.jaeger, &ids, |trace| entry_span(trace).is_some()).await?;
     let (mut right, mut crossed, mut wrong) = (0usize, 0usize, Vec::new());
     for trace in &found {
         // Jaeger leaves leading zeros out.
