@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::command::{completion, explain, get, init, join, leave, plan, status, token};
+use crate::command::{completion, explain, get, init, join, leave, plan, status, token, top};
 
 const AFTER_HELP: &str = "\
 EXAMPLES
@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Get(get::GetArgs),
     /// Say why a route's traffic goes where it goes.
     Explain(explain::ExplainArgs),
+    /// Show what flows at present: rates, errors and latencies by entry and target.
+    Top(top::TopArgs),
     /// Work out what every member would get from folders of YAML, without any server.
     Plan(plan::PlanArgs),
     /// Print the completion script of a shell.

@@ -4,6 +4,7 @@
 
 mod gateway;
 mod propagation;
+mod relay;
 mod resource;
 
 use anyhow::Result;
@@ -37,6 +38,12 @@ pub const ALL: &[Bench] = &[
         about: "a change in the hub to live in the last of three Envoys, beside that; memory, CPU",
         members: 3,
         run: |world| Box::pin(propagation::run(world)),
+    },
+    Bench {
+        name: "relay",
+        about: "the OTLP relay of an agent beside Jaeger's collector doing the same: spans per core, memory",
+        members: 1,
+        run: |world| Box::pin(relay::run(world)),
     },
 ];
 

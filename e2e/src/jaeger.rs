@@ -164,6 +164,33 @@ impl Jaeger {
         Ok(jaeger)
     }
 
+    /// Jaeger's own OpenTelemetry collector, without storage: spans in, an attribute more, spans out.
+    pub async fn start_collector(world: &World, program: PathBuf, backend: &str) -> Result<Self> {
+        let address = world.host_address()?;
+        let config = world.folder().join("collector.yaml");
+        let backend = backend.trim_start_matches("http://");
+        let values = [("ADDRESS", address.to_string()), ("BACKEND", backend.to_owned())];
+        let values: Vec<(&str, &str)> = values.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        std::fs::write(&config, fill(include_str!("../manifests/collector.yaml"), &values)?)
+            .context("writing the collector's configuration")?;
+        let argv =
+            vec![program.display().to_string(), "--config".into(), config.display().to_string()];
+        let launch = Launch { argv, ..Launch::default() };
+        let unit = Unit::new("collector", world.folder().join("collector.log"), launch);
+        unit.start().await?;
+        let open = wait::until("the collector to listen", START_LIMIT, || async {
+            tokio::net::TcpStream::connect((address, OTLP_PORT)).await?;
+            Ok(Look::Done(()))
+        });
+        unit.unless_it_ends(open).await?;
+        Ok(Self { unit, address })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.unit.pid()
+    }
+
     /// Starts it, and waits until it answers.
     pub async fn start_again(&self) -> Result<()> {
         self.unit.start().await?;

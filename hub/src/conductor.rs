@@ -252,6 +252,8 @@ impl Conductor {
             members.iter().map(|(id, now)| (id, now.health.state)).collect();
         let sessions = members.values().filter(|now| now.connected).count();
         self.metrics.set_members(states, sessions);
+        let arrived = |(id, now): (_, &MemberNow)| Some((id, now.report.as_ref()?.received_at));
+        self.metrics.set_snapshots(members.iter().filter_map(arrived));
         self.metrics.set_held(held);
         if self.current.load().held != held {
             match held {

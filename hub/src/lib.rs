@@ -34,5 +34,6 @@ pub mod status;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod traffic;
 pub mod view;
 pub mod watch;

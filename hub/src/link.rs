@@ -37,6 +37,7 @@ use crate::refusal::{peer_of, status};
 use crate::registry::Registry;
 use crate::spans::record_push;
 use crate::store::Store;
+use crate::traffic::Traffic;
 
 /// Handshakes at once; more wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 64;
@@ -65,6 +66,8 @@ pub struct Link {
     pub epoch: u64,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What gateways did.
+    pub traffic: Arc<Traffic>,
     /// Where spans go.
     pub tracer: Tracer,
     /// Ends all streams.
@@ -322,6 +325,10 @@ impl SessionTask {
                 }
                 Output::Probes(report) => {
                     self.link.fleet.probes(&self.session.identity().member, report);
+                }
+                Output::Traffic(report) => {
+                    let member = &self.session.identity().member;
+                    self.link.traffic.put(member, clock::now(), report);
                 }
                 Output::Overlay(report) => {
                     self.link.fleet.overlay(&self.session.identity().member, report);

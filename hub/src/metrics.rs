@@ -5,7 +5,7 @@
 use fairlead_model::MemberId;
 use fairlead_model::health::MemberState;
 use fairlead_model::session::BundleUpdate;
-use fairlead_model::{Note, Reason};
+use fairlead_model::{Millis, Note, Reason};
 use fairlead_telemetry::queue::Counts;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -26,6 +26,7 @@ pub struct Metrics {
     held: Family<ReasonLabels, Gauge>,
     members: Family<MemberLabels, Gauge>,
     alarms: Gauge,
+    snapshots: Family<MemberLabel, Gauge>,
     status_writes: Family<OutcomeLabels, Counter>,
     watch_synced: Family<KindLabels, Gauge<i64>>,
     store_writes: Family<OutcomeLabels, Counter>,
@@ -67,6 +68,12 @@ struct ReasonLabels {
 struct MemberLabels {
     member: String,
     state: &'static str,
+}
+
+/// Labels with a member.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MemberLabel {
+    member: String,
 }
 
 /// Labels with a kind.
@@ -133,6 +140,7 @@ impl Metrics {
             held: Family::default(),
             members: Family::default(),
             alarms: Gauge::default(),
+            snapshots: Family::default(),
             status_writes: Family::default(),
             watch_synced: Family::default(),
             store_writes: Family::default(),
@@ -153,6 +161,9 @@ impl Metrics {
         registry.register_with_unit(name, help, Unit::Bytes, m.push_bytes.clone());
         registry.register("held", "1 while the hub does not plan for this reason", m.held.clone());
         registry.register("member_state", "1 for the state that a member is in", m.members.clone());
+        let help = "When the newest snapshot of a member arrived, since 1970";
+        let name = "snapshot_received_timestamp";
+        registry.register_with_unit(name, help, Unit::Seconds, m.snapshots.clone());
         registry.register("alarms", "Findings that a person must act on", m.alarms.clone());
         let help = "Statuses written in the hub's API, by outcome";
         registry.register("status_writes", help, m.status_writes.clone());
@@ -234,6 +245,16 @@ impl Metrics {
         }
     }
 
+    /// When snapshots arrived.
+    pub fn set_snapshots<'a>(&self, at: impl IntoIterator<Item = (&'a MemberId, Millis)>) {
+        self.snapshots.clear();
+        for (member, at) in at {
+            let labels = MemberLabel { member: member.to_string() };
+            let seconds = i64::try_from(at.0 / 1_000).unwrap_or(i64::MAX);
+            self.snapshots.get_or_create(&labels).set(seconds);
+        }
+    }
+
     /// Whether a kind is read.
     pub fn set_watch(&self, kind: &'static str, synced: bool) {
         self.watch_synced.get_or_create(&KindLabels { kind }).set(i64::from(synced));
@@ -254,5 +275,18 @@ mod tests {
         assert!(metrics.encode().unwrap().contains(line));
         metrics.set_members([], 0);
         assert!(!metrics.encode().unwrap().contains("east"));
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let open = Metrics::new(Some(&Counts::default())).encode().unwrap();
+        for text in [
+            include_str!("../../deploy/chart/hub/alerts.yaml"),
+            include_str!("../../deploy/chart/hub/dashboard.json"),
+        ] {
+            assert!(text.contains("fairlead_hub_"));
+            let unknown = fairlead_telemetry::metrics::unknown_names(text, "fairlead_hub_", &open);
+            assert!(unknown.is_empty(), "{unknown:?}");
+        }
     }
 }

@@ -33,6 +33,7 @@ use crate::signal::Signal;
 use crate::status::StatusWriter;
 use crate::store::{EmbeddedStore, Store};
 use crate::tls::{HubCertificate, server_config};
+use crate::traffic::Traffic;
 use crate::watch::Objects;
 use crate::{admin, bootstrap, clock, link, record, spans, watch};
 
@@ -69,6 +70,7 @@ struct Hub {
     objects: Arc<Objects>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
+    traffic: Arc<Traffic>,
     current: Arc<ArcSwap<Current>>,
     decided: Arc<Signal>,
     start: Arc<Start>,
@@ -89,6 +91,7 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
         objects: Arc::default(),
         metrics: Arc::new(Metrics::new(queue.as_deref().map(Queue::counts))),
         tracer,
+        traffic: Arc::default(),
         current: Arc::default(),
         decided: Arc::default(),
         start: Arc::default(),
@@ -129,6 +132,7 @@ impl Hub {
             fleet: Arc::clone(&self.fleet),
             objects: Arc::clone(&self.objects),
             metrics: Arc::clone(&self.metrics),
+            traffic: Arc::clone(&self.traffic),
             started_at: self.started_at,
             start: Arc::clone(&self.start),
         });
@@ -288,6 +292,7 @@ impl Hub {
             registry,
             epoch,
             metrics: Arc::clone(&self.metrics),
+            traffic: Arc::clone(&self.traffic),
             tracer: self.tracer.clone(),
             stop: self.stop.clone(),
         };

@@ -437,6 +437,7 @@ impl Applier {
         let failed = memory.failed.iter().map(|(id, failed)| (id.clone(), failed.why.clone()));
         exceptions.extend(failed);
         let more = exceptions.len().saturating_sub(EXCEPTIONS_MAX);
+        self.metrics.exceptions(exceptions.values().map(|exception| exception.reason));
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let report = ApplyReport {
             number: pass.held.bundle.number,
@@ -451,14 +452,13 @@ impl Applier {
         if first {
             let took = self.clock.now().since(pass.held.at);
             self.begin_awaiting(pass, &report, memory);
-            self.metrics.applied(report.number, took);
+            self.metrics.applied(report.number, took, self.clock.now());
             info!(
                 plan = %report.number, objects = report.objects, written = report.written,
                 exceptions = report.exceptions.len(), took_ms = took,
                 trace_id = pass.held.trace.map(TraceContext::trace_id), "applied plan"
             );
         }
-        self.metrics.exceptions(report.exceptions.len() + more);
         self.applied.send_if_modified(|held| {
             let changed = held.as_ref() != Some(&report);
             *held = Some(report);
@@ -508,6 +508,7 @@ impl Applier {
     /// Says when members were taken out of our routes or back in.
     fn tell_overlay(&self, pass: &Pass, memory: &mut Memory) {
         let report = &pass.overlay.report;
+        self.metrics.overlay(report.out.len(), report.rules);
         let probes = self.reaches.borrow().clone();
         let (before, now) = (&memory.out, &report.out);
         let told =

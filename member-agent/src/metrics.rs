@@ -1,6 +1,6 @@
 //! The agent's metrics: one place for names, units in the names, labels from closed sets.
 
-use fairlead_model::{PlanNumber, Reason};
+use fairlead_model::{Millis, PlanNumber, Reason};
 use fairlead_telemetry::queue::Counts;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -63,7 +63,8 @@ pub struct Metrics {
     registry: Registry,
     writes: Family<Verb, Counter>,
     failures: Family<Why, Counter>,
-    exceptions: Gauge,
+    exceptions: Family<Why, Gauge>,
+    applied_at: Gauge,
     apply_seconds: Histogram,
     programmed_seconds: Histogram,
     overlay_changes: Family<Change, Counter>,
@@ -90,8 +91,12 @@ impl Metrics {
         registry.register("writes", "Objects written to the API server", writes.clone());
         let failures = Family::default();
         registry.register("write_failures", "Writes that failed", failures.clone());
-        let exceptions = Gauge::default();
-        registry.register("exceptions", "Objects that are not as planned", exceptions.clone());
+        let exceptions = Family::<Why, Gauge>::default();
+        registry.register(
+            "exceptions",
+            "Objects that are not as planned, by reason",
+            exceptions.clone(),
+        );
         let apply_seconds = Histogram::new(exponential_buckets(0.005, 2.0, 14));
         registry.register_with_unit(
             "apply",
@@ -130,6 +135,13 @@ impl Metrics {
             gauge(&mut registry, "peers_unreachable", "Peers whose door cannot be reached");
         let overlay_rules =
             gauge(&mut registry, "overlay_rules", "Rules whose weights differ from the plan");
+        let applied_at = Gauge::default();
+        registry.register_with_unit(
+            "plan_applied_timestamp",
+            "When a new plan was last applied, since 1970",
+            Unit::Seconds,
+            applied_at.clone(),
+        );
         let relay = RelayMetrics::default();
         relay.register(&mut registry);
         if let Some(counts) = backend {
@@ -140,6 +152,7 @@ impl Metrics {
             writes,
             failures,
             exceptions,
+            applied_at,
             apply_seconds,
             programmed_seconds,
             overlay_changes,
@@ -170,7 +183,8 @@ impl Metrics {
     }
 
     /// A plan was applied.
-    pub fn applied(&self, plan: PlanNumber, took_ms: u64) {
+    pub fn applied(&self, plan: PlanNumber, took_ms: u64, now: Millis) {
+        self.applied_at.set(number(now.0 / 1_000));
         self.plan_epoch.set(number(plan.epoch));
         self.plan_counter.set(number(plan.counter));
         self.apply_seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
@@ -192,8 +206,12 @@ impl Metrics {
     }
 
     /// Objects that are not as planned.
-    pub fn exceptions(&self, count: usize) {
-        self.exceptions.set(number(count));
+    pub fn exceptions(&self, reasons: impl IntoIterator<Item = Reason>) {
+        // A reason that is gone must not go on being counted.
+        self.exceptions.clear();
+        for reason in reasons {
+            self.exceptions.get_or_create(&Why { reason: reason.as_str() }).inc();
+        }
     }
 
     /// The stream to the hub opened.
@@ -236,15 +254,32 @@ mod tests {
         let metrics = Metrics::default();
         metrics.written("create");
         metrics.failed(Reason::Forbidden);
-        metrics.applied(PlanNumber::new(2, 3), 1_500);
+        metrics.applied(PlanNumber::new(2, 3), 1_500, Millis(7_000));
+        metrics.exceptions([Reason::Forbidden, Reason::Forbidden]);
         let text = metrics.text();
         for line in [
             "fairlead_agent_writes_total{verb=\"create\"} 1",
             "fairlead_agent_write_failures_total{reason=\"Forbidden\"} 1",
             "fairlead_agent_apply_seconds_sum 1.5",
             "fairlead_agent_plan_counter 3",
+            "fairlead_agent_plan_applied_timestamp_seconds 7",
+            "fairlead_agent_exceptions{reason=\"Forbidden\"} 2",
         ] {
             assert!(text.contains(line), "{line} not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let open = Metrics::new(Some(&Counts::default())).text();
+        for text in [
+            include_str!("../../deploy/chart/agent/alerts.yaml"),
+            include_str!("../../deploy/chart/hub/dashboard.json"),
+        ] {
+            assert!(text.contains("fairlead_agent_"));
+            let unknown =
+                fairlead_telemetry::metrics::unknown_names(text, "fairlead_agent_", &open);
+            assert!(unknown.is_empty(), "{unknown:?}");
         }
     }
 }

@@ -16,12 +16,15 @@ mod receive;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use fairlead_agent_core::attribution::Atlas;
+use fairlead_agent_core::traffic::Sums;
 use fairlead_model::session::OverlayReport;
 use fairlead_model::snapshot::Snapshot;
+use fairlead_model::traffic::TrafficReport;
 use fairlead_model::{ClusterUid, MemberId};
 use fairlead_telemetry::queue::{Part, Queue};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -48,7 +51,11 @@ pub struct Relay {
     /// None without a backend.
     queue: Option<Arc<Queue>>,
     metrics: RelayMetrics,
+    sums: Mutex<Sums>,
 }
+
+/// How often traffic figures go to the hub.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 impl Relay {
     /// A relay that knows nothing of a plan yet.
@@ -61,13 +68,17 @@ impl Relay {
     ) -> Self {
         let place = Place { member: member.clone(), uid: uid.to_string(), region: None };
         let known = Known { atlas: Atlas::default(), place };
-        Self { known: ArcSwap::from_pointee(known), strip, queue, metrics }
+        let known = ArcSwap::from_pointee(known);
+        Self { known, strip, queue, metrics, sums: Mutex::default() }
     }
 
     /// Takes a request in.
     pub fn take(&self, mut request: ExportTraceServiceRequest) {
         let known = self.known.load();
-        let enriched = enrich::enrich(&mut request, &known, &self.strip);
+        let enriched = {
+            let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+            enrich::enrich(&mut request, &known, &self.strip, &mut sums)
+        };
         self.metrics.took(&enriched);
         let Some(queue) = &self.queue else { return };
         if enriched.spans > 0 {
@@ -82,6 +93,34 @@ impl Relay {
     pub async fn serve(self: Arc<Self>, grpc: SocketAddr, http: SocketAddr) -> std::io::Result<()> {
         tokio::try_join!(receive::serve_grpc(grpc, self.clone()), receive::serve_http(http, self))?;
         Ok(())
+    }
+
+    /// Gives traffic figures every few seconds, for ever. `sampled` is the share of requests that the
+    /// gateways trace, in percent.
+    pub async fn tell_traffic(
+        self: Arc<Self>,
+        sampled_percent: f64,
+        tell: watch::Sender<Option<TrafficReport>>,
+    ) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 to 100, as the flag says"
+        )]
+        let sampled = (sampled_percent * 100.0).round() as u32;
+        loop {
+            let start = tokio::time::Instant::now();
+            tokio::time::sleep(TELL_EVERY).await;
+            let span_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let report = {
+                let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+                sums.take(span_ms, sampled)
+            };
+            let silent = tell.borrow().as_ref().is_none_or(|last| last.flows.is_empty());
+            if !(silent && report.flows.is_empty()) {
+                tell.send_replace(Some(report));
+            }
+        }
     }
 
     /// Keeps what the relay knows in step with the plan, the overlay and the place.

@@ -170,6 +170,9 @@ async fn start(
         bundles.take_ledger(*number, ledger, None);
     }
     let (held, peers) = (bundles.held.subscribe(), bundles.peers.subscribe());
+    let (traffic_tx, traffic) = watch::channel(None);
+    let percent = args.gateway_sampling_percent;
+    tasks.spawn(endless(relay.clone().tell_traffic(percent, traffic_tx)));
     let known = relay.keep_known(held.clone(), overlay.clone(), snapshot.clone());
     tasks.spawn(endless(known));
     let prober =
@@ -244,6 +247,7 @@ async fn start(
         applied,
         probes: report,
         overlay,
+        traffic,
         bundles: bundles_tx,
         state: link_tx,
         metrics,

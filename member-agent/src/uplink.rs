@@ -11,6 +11,7 @@ use fairlead_model::health::ProbeReport;
 use fairlead_model::ledger::Ledger;
 use fairlead_model::session::{ApplyReport, FromAgent, FromHub, OverlayReport};
 use fairlead_model::snapshot::Snapshot;
+use fairlead_model::traffic::TrafficReport;
 use fairlead_model::{Millis, PlanNumber};
 use fairlead_proto::convert::{HubAssembler, agent_messages};
 use fairlead_proto::ledger::snapshot_to_ledger;
@@ -75,6 +76,8 @@ pub struct Uplink {
     pub probes: watch::Receiver<ProbeReport>,
     /// The overlay.
     pub overlay: watch::Receiver<Option<OverlayReport>>,
+    /// What gateways did.
+    pub traffic: watch::Receiver<Option<TrafficReport>>,
     /// Where bundles go.
     pub bundles: mpsc::Sender<Taken>,
     /// For /readyz.
@@ -144,6 +147,10 @@ impl Uplink {
                 Ok(()) = self.overlay.changed() => {
                     let Some(report) = self.overlay.borrow_and_update().clone() else { continue };
                     Input::Overlay(report)
+                }
+                Ok(()) = self.traffic.changed() => {
+                    let Some(report) = self.traffic.borrow_and_update().clone() else { continue };
+                    Input::Traffic(report)
                 }
             };
             self.step(input, &mut stream).await;

@@ -298,6 +298,7 @@ fn start_agent(hub: &TestHub) -> Agent {
         applied: applied_rx,
         probes: probes_rx,
         overlay: overlay_rx,
+        traffic: watch::channel(None).1,
         bundles: bundles_tx,
         state: state_tx,
         metrics: Arc::default(),

@@ -11,6 +11,7 @@ pub(crate) mod leave;
 pub(crate) mod plan;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod top;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
@@ -28,6 +29,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Get(args) => get::run(connection, &args).await,
         Command::Explain(args) => explain::run(connection, &args).await,
         Command::Plan(args) => plan::run(&args),
+        Command::Top(args) => top::run(connection, &args).await,
         Command::Completion(args) => {
             completion::run(&args);
             Ok(())

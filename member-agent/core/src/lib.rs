@@ -15,3 +15,4 @@ pub mod own;
 pub mod probe;
 pub mod readiness;
 pub mod session;
+pub mod traffic;

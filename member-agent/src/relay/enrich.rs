@@ -5,8 +5,10 @@
 //! probes: peers ask every second, and nobody wants to see it.
 
 use fairlead_agent_core::attribution::{Hint, Hop, Meaning};
+use fairlead_agent_core::traffic::Sums;
 use fairlead_crds::keys;
 use fairlead_model::MemberId;
+use fairlead_model::traffic::Outcome;
 use fairlead_telemetry::span::attribute;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
@@ -77,10 +79,15 @@ pub struct Enriched {
 }
 
 /// Adds what is known to every span of a request.
-pub fn enrich(request: &mut ExportTraceServiceRequest, known: &Known, strip: &Strip) -> Enriched {
+pub fn enrich(
+    request: &mut ExportTraceServiceRequest,
+    known: &Known,
+    strip: &Strip,
+    sums: &mut Sums,
+) -> Enriched {
     let mut sum = Enriched::default();
     for resource_spans in &mut request.resource_spans {
-        let is_gateway = enrich_spans(resource_spans, known, strip, &mut sum);
+        let is_gateway = enrich_spans(resource_spans, known, strip, &mut sum, sums);
         let resource = resource_spans.resource.get_or_insert_with(Resource::default);
         enrich_resource(resource, &known.place, is_gateway);
     }
@@ -94,6 +101,7 @@ fn enrich_spans(
     known: &Known,
     strip: &Strip,
     sum: &mut Enriched,
+    sums: &mut Sums,
 ) -> bool {
     let mut is_gateway = is_envoy(resource_spans.resource.as_ref());
     for scope_spans in &mut resource_spans.scope_spans {
@@ -112,7 +120,11 @@ fn enrich_spans(
                 service: address.service,
                 address: address.socket.as_deref(),
             };
-            let told = known.atlas.meaning(&hint).map(|meaning| attributes(&meaning, known));
+            let meaning = known.atlas.meaning(&hint);
+            if let Some(meaning) = meaning.filter(|_| span.kind == i32::from(SpanKind::Client)) {
+                sums.add(&meaning, took_ms(span), outcome(span));
+            }
+            let told = meaning.map(|meaning| attributes(&meaning, known));
             if let Some(told) = told {
                 sum.attributed += 1;
                 // Nobody else speaks of these.
@@ -123,6 +135,25 @@ fn enrich_spans(
         });
     }
     is_gateway
+}
+
+fn took_ms(span: &Span) -> u64 {
+    span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano) / 1_000_000
+}
+
+/// Failed: no status at all, a fault of the server, or a gRPC status that means one.
+fn outcome(span: &Span) -> Outcome {
+    let of = |names: [&str; 2]| {
+        let mut found = span.attributes.iter().filter(|it| names.contains(&it.key.as_str()));
+        found.find_map(number)
+    };
+    let status = of(["http.status_code", "http.response.status_code"]).unwrap_or(0);
+    // Unknown, deadline exceeded, internal, unavailable, data loss.
+    let grpc = of(["grpc.status_code", "rpc.grpc.status_code"]).unwrap_or(0);
+    match !(100..500).contains(&status) || [2, 4, 13, 14, 15].contains(&grpc) {
+        true => Outcome::Failed,
+        false => Outcome::Answered,
+    }
 }
 
 /// What a span says of where its request went.

@@ -62,7 +62,7 @@ fn a_gateways_span_is_told_what_it_was_and_its_service_is_the_clusters() {
         ],
     );
     let mut request = request(&ENVOY, vec![sent]);
-    let sum = enrich(&mut request, &known(), &Strip::default());
+    let sum = enrich(&mut request, &known(), &Strip::default(), &mut Sums::default());
     assert_eq!(sum, Enriched { spans: 1, attributed: 1, probes: 0 });
     let spans = &request.resource_spans[0];
     assert_eq!(
@@ -97,7 +97,7 @@ fn spans_of_others_only_learn_their_cluster() {
         &[("service.name", "cart"), ("cloud.region", "their own")],
         vec![span(SpanKind::Server, &[("url.path", "/cart")])],
     );
-    let sum = enrich(&mut request, &known(), &Strip::default());
+    let sum = enrich(&mut request, &known(), &Strip::default(), &mut Sums::default());
     assert_eq!((sum.spans, sum.attributed), (1, 0));
     let resource = request.resource_spans[0].resource.as_ref().unwrap();
     assert_eq!(
@@ -115,7 +115,7 @@ fn spans_of_others_only_learn_their_cluster() {
 fn spans_of_our_own_probes_go_no_further() {
     let url = "https://door.uid.fairlead.internal/.well-known/fairlead/probe";
     let mut request = request(&ENVOY, vec![span(SpanKind::Server, &[("http.url", url)])]);
-    let sum = enrich(&mut request, &known(), &Strip::default());
+    let sum = enrich(&mut request, &known(), &Strip::default(), &mut Sums::default());
     assert_eq!(sum, Enriched { probes: 1, ..Enriched::default() });
     assert!(request.resource_spans.is_empty());
 }
@@ -132,7 +132,7 @@ fn credentials_and_what_the_configuration_names_are_taken_out() {
         ("user_agent.version", "8"),
     ];
     let mut request = request(&[], vec![span(SpanKind::Server, &attributes)]);
-    enrich(&mut request, &known(), &strip);
+    enrich(&mut request, &known(), &strip, &mut Sums::default());
     let left = shown(&request.resource_spans[0].scope_spans[0].spans[0].attributes);
     assert_eq!(left, ["user_agent.version=8"]);
 }
@@ -143,4 +143,26 @@ fn the_peer_of_a_client_span_is_where_the_request_went() {
     let socket = |kind| Read::of(&span(kind, &attributes)).socket;
     assert_eq!(socket(SpanKind::Client).as_deref(), Some("[fd00::1]:80"));
     assert_eq!(socket(SpanKind::Server), None);
+}
+
+#[test]
+fn requests_that_were_sent_on_are_counted_by_how_they_ended() {
+    let sent = |status: &str| {
+        let mut sent = span(
+            SpanKind::Client,
+            &[
+                ("upstream_cluster.name", "httproute/shop/cart-global/rule/0/backend/0"),
+                ("http.status_code", status),
+            ],
+        );
+        sent.end_time_unix_nano = 30_000_000;
+        sent
+    };
+    let mut request = request(&ENVOY, vec![sent("200"), sent("503"), sent("0")]);
+    let mut sums = Sums::default();
+    enrich(&mut request, &known(), &Strip::default(), &mut sums);
+    let report = sums.take(1_000, 10_000);
+    let (flow, counts) = report.flows.first_key_value().unwrap();
+    assert_eq!((flow.backend.as_str(), flow.target.as_str()), ("shop/cart:80", "east"));
+    assert_eq!((counts.requests, counts.errors, counts.latency_ms(0.5)), (3, 2, Some(50)));
 }
