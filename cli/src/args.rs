@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::command::{completion, explain, get, init, join, leave, plan, status, token, top};
+use crate::command::{
+    completion, explain, get, init, join, leave, plan, status, token, top, trace,
+};
 
 const AFTER_HELP: &str = "\
 EXAMPLES
@@ -75,6 +77,8 @@ pub(crate) enum Command {
     Explain(explain::ExplainArgs),
     /// Show what flows at present: rates, errors and latencies by entry and target.
     Top(top::TopArgs),
+    /// Show the newest traces of a global route, from Jaeger.
+    Trace(trace::TraceArgs),
     /// Work out what every member would get from folders of YAML, without any server.
     Plan(plan::PlanArgs),
     /// Print the completion script of a shell.

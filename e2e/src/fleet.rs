@@ -7,6 +7,7 @@ pub mod dump;
 pub mod impostor;
 pub mod program;
 pub mod shop;
+pub mod tracing;
 
 use std::{
     net::SocketAddr,

@@ -12,6 +12,7 @@ pub(crate) mod plan;
 pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod top;
+pub(crate) mod trace;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
@@ -30,6 +31,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Explain(args) => explain::run(connection, &args).await,
         Command::Plan(args) => plan::run(&args),
         Command::Top(args) => top::run(connection, &args).await,
+        Command::Trace(args) => trace::run(&args).await,
         Command::Completion(args) => {
             completion::run(&args);
             Ok(())

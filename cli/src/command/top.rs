@@ -62,7 +62,8 @@ fn is_of(flow: &FlowView, route: &str) -> bool {
     flow.route.strip_suffix(route).is_some_and(|head| head.is_empty() || head.ends_with('/'))
 }
 
-fn table(flows: &[FlowView]) -> String {
+/// The table of flows.
+pub(crate) fn table(flows: &[FlowView]) -> String {
     if flows.is_empty() {
         return "nothing flows, or gateways send no spans to their agents; see docs/guide/traces.md"
             .to_owned();

@@ -169,10 +169,7 @@ fn envoy_spans() -> ExportTraceServiceRequest {
         text("upstream_address", "10.0.0.1:8080"),
     ];
     let pair = || {
-        [
-            span(SpanKind::Server, "ingress", &[]),
-            span(SpanKind::Client, "router egress", &upstream),
-        ]
+        [span(SpanKind::Server, "ingress", &[]), span(SpanKind::Client, "router egress", &upstream)]
     };
     let spans = std::iter::repeat_with(pair).take(SPANS_PER_REQUEST / 2).flatten().collect();
     ExportTraceServiceRequest {
@@ -216,8 +213,8 @@ impl Sink {
         let listener = TcpListener::bind((world.host_address()?, 0)).await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let spans = Arc::new(AtomicU64::new(0));
-        let service = TraceServiceServer::new(Counter(spans.clone()))
-            .max_decoding_message_size(64 << 20);
+        let service =
+            TraceServiceServer::new(Counter(spans.clone())).max_decoding_message_size(64 << 20);
         tokio::spawn(
             tonic::transport::Server::builder()
                 .add_service(service)

@@ -11,19 +11,17 @@ mod crossing;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
 use futures::{StreamExt, stream};
-use http::Request;
-use http_body_util::Empty;
-use serde_json::json;
 
 use super::spine;
 use crate::{
-    echo::Answer,
-    fleet::{Fleet, entry, program::build_programs, shop},
-    http1,
+    fleet::{
+        Fleet, entry,
+        program::build_programs,
+        shop,
+        tracing::{Sent, send, trace_gateways, untrace_gateways},
+    },
     jaeger::{Jaeger, Span, Trace},
-    object::ObjectKey,
     report::Facts,
     tool,
     wait::{self, Look},
@@ -81,42 +79,6 @@ async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     Ok(())
 }
 
-/// As docs/guide/traces.md tells.
-async fn trace_gateways(world: &World, member: &str) -> Result<()> {
-    let objects = world.member(member)?.objects();
-    let key = proxy();
-    let mut proxy = objects.get(&key).await?.context("the member has no EnvoyProxy")?;
-    let wanted = crate::object::parse(include_str!("../../manifests/tracing.yaml"))?;
-    let wanted = wanted.first().context("the manifest holds one object")?;
-    proxy["spec"]["telemetry"]["tracing"] = wanted["spec"]["telemetry"]["tracing"].clone();
-    write_proxy(world, member, proxy).await
-}
-
-async fn untrace_gateways(world: &World, member: &str) -> Result<()> {
-    let objects = world.member(member)?.objects();
-    let Some(mut proxy) = objects.get(&proxy()).await? else { return Ok(()) };
-    if let Some(telemetry) = proxy["spec"]["telemetry"].as_object_mut() {
-        telemetry.remove("tracing");
-    }
-    write_proxy(world, member, proxy).await
-}
-
-fn proxy() -> ObjectKey {
-    let namespace = "envoy-gateway-system";
-    ObjectKey::new("gateway.envoyproxy.io/v1alpha1", "EnvoyProxy", namespace, "host")
-}
-
-async fn write_proxy(world: &World, member: &str, proxy: serde_json::Value) -> Result<()> {
-    let bare = json!({
-        "apiVersion": proxy["apiVersion"], "kind": proxy["kind"],
-        "metadata": {
-            "name": proxy["metadata"]["name"], "namespace": proxy["metadata"]["namespace"],
-        },
-        "spec": proxy["spec"],
-    });
-    world.member(member)?.objects().apply(&bare).await.map(drop)
-}
-
 async fn clean_up(stage: &Stage<'_>) -> Result<()> {
     let world = stage.fleet.world();
     for member in world.members() {
@@ -125,31 +87,6 @@ async fn clean_up(stage: &Stage<'_>) -> Result<()> {
     spine::clean_up(&stage.fleet).await?;
     stage.jaeger.kill().await;
     Ok(())
-}
-
-/// A request of ours: its trace, and what came back.
-struct Sent {
-    trace: String,
-    /// The span id that we claim.
-    client: String,
-    answer: Option<Answer>,
-}
-
-/// Sends one request as a part of a trace of its own.
-async fn send(address: SocketAddr, path: &str) -> Sent {
-    let trace = format!("{:032x}", rand::random::<u128>().max(1));
-    let client = format!("{:016x}", rand::random::<u64>().max(1));
-    let asked = async {
-        let request = Request::get(path)
-            .header("host", shop::HOST)
-            .header("traceparent", format!("00-{trace}-{client}-01"))
-            .body(Empty::<Bytes>::new())?;
-        let answer =
-            tokio::time::timeout(Duration::from_secs(2), http1::send(address, request)).await??;
-        anyhow::Ok(serde_json::from_slice(answer.body())?)
-    };
-    let answer = asked.await.ok();
-    Sent { trace, client, answer }
 }
 
 /// Sends many, through these entries in turn.
