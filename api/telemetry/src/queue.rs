@@ -116,6 +116,13 @@ pub struct Queue {
     counts: Counts,
 }
 
+/// Whether a small batch has waited long enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    No,
+    Late,
+}
+
 #[derive(Debug, Default)]
 struct Waiting {
     parts: VecDeque<Part>,
@@ -170,7 +177,11 @@ impl Queue {
         let mut deadline = None;
         loop {
             let now = Instant::now();
-            if let Some(batch) = self.try_batch(deadline.is_some_and(|at| at <= now)) {
+            let due = match deadline.is_some_and(|at| at <= now) {
+                true => Due::Late,
+                false => Due::No,
+            };
+            if let Some(batch) = self.try_batch(due) {
                 return batch;
             }
             let empty = self.lock().parts.is_empty();
@@ -187,9 +198,9 @@ impl Queue {
     }
 
     /// A batch, if there is enough for one, or anything at all when it is late.
-    fn try_batch(&self, late: bool) -> Option<Part> {
+    fn try_batch(&self, due: Due) -> Option<Part> {
         let mut waiting = self.lock();
-        if waiting.parts.is_empty() || !(late || waiting.is_due()) {
+        if waiting.parts.is_empty() || (due == Due::No && !waiting.is_due()) {
             return None;
         }
         let mut batch = waiting.take()?;
@@ -237,6 +248,7 @@ impl Waiting {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -244,34 +256,38 @@ mod tests {
         Part { bytes: Bytes::from(vec![byte; len]), spans }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_small_batch_waits_a_little_for_more() {
+    #[test]
+    fn a_small_batch_waits_for_more_until_it_is_late() {
         let queue = Queue::new(1 << 20);
         queue.push(part(1, 10, 1));
         queue.push(part(2, 10, 2));
-        let start = Instant::now();
-        let batch = queue.batch().await;
+        assert_eq!(queue.try_batch(Due::No), None);
+        let batch = queue.try_batch(Due::Late).unwrap();
         assert_eq!((batch.spans, batch.bytes.len()), (3, 20));
         assert_eq!(&batch.bytes[8..12], [1, 1, 2, 2]);
-        assert_eq!(start.elapsed().as_millis(), BATCH_WAIT.as_millis());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_full_batch_waits_for_nothing() {
+    #[test]
+    fn a_full_batch_waits_for_nothing() {
         let queue = Queue::new(8 << 20);
         queue.push(part(1, 10, BATCH_SPANS));
-        let start = Instant::now();
-        assert_eq!(queue.batch().await.spans, BATCH_SPANS);
-        assert_eq!(start.elapsed().as_millis(), 0);
+        assert_eq!(queue.try_batch(Due::No).unwrap().spans, BATCH_SPANS);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn batches_keep_to_the_limit_of_collectors() {
+    #[test]
+    fn batches_keep_to_the_limit_of_collectors() {
         let queue = Queue::new(8 << 20);
         for _ in 0..3 {
             queue.push(part(1, BATCH_BYTES_MAX / 2, 1));
         }
-        assert_eq!(queue.batch().await.spans, 2);
+        assert_eq!(queue.try_batch(Due::Late).unwrap().spans, 2);
+        assert_eq!(queue.try_batch(Due::Late).unwrap().spans, 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_pushed_comes_out() {
+        let queue = Queue::new(1 << 20);
+        queue.push(part(1, 10, 1));
         assert_eq!(queue.batch().await.spans, 1);
     }
 

@@ -331,7 +331,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn spans_of_recorded_traces_wait_for_the_backend() {
         let queue = Arc::new(Queue::new(1 << 20));
         let resource = vec![attribute("service.name", "fairlead-hub")];

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{EAST, SOUTH, Stage};
+use super::{EAST, SOUTH, Stage, WEST, crossing::wait_answered_by};
 use crate::{
     jaeger::Trace,
     object::ObjectKey,
@@ -80,7 +80,7 @@ async fn newest(stage: &Stage<'_>, service: &str, operation: &str) -> Result<BTr
 async fn failover(stage: &Stage<'_>) -> Result<Finding> {
     let service = format!("{EAST}.fairlead-agent");
     stage.fleet.spread_cart().await?;
-    stage.fleet.wait_settled().await?;
+    wait_answered_by(stage, &[EAST, WEST, SOUTH]).await?;
     let faults = stage.fleet.world().fault();
     faults.kill_gateway(SOUTH).await?;
     let found = wait::until("the trace of a failover", LIMIT, || async {
@@ -95,7 +95,7 @@ async fn failover(stage: &Stage<'_>) -> Result<Finding> {
     let span = found?;
     let evidence = span.text("fairlead.evidence").to_owned();
     Ok(Finding::new(
-        evidence.starts_with("south: Door"),
+        evidence.starts_with("south: Door") && span.tag("fairlead.rules") != Some(&json!(0)),
         figures([
             ("evidence", json!(evidence)),
             ("rules", json!(span.tag("fairlead.rules"))),

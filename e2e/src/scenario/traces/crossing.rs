@@ -1,6 +1,9 @@
 //! t1, t2, t5: what crosses, as Jaeger shows it.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -15,6 +18,10 @@ use crate::{
 
 const GRAPH_REQUESTS: usize = 1_000;
 const ATTRIBUTION_REQUESTS: usize = 10_000;
+/// Longer than Envoy gathers spans before it sends them.
+const GATHERED: Duration = Duration::from_secs(7);
+const QUIET_LIMIT: Duration = Duration::from_secs(60);
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Share of spans that must name who answered.
 const ATTRIBUTED_MIN: f64 = 0.999;
 
@@ -79,7 +86,7 @@ fn gateway(member: &str) -> String {
 pub(super) async fn graph(stage: &Stage<'_>) -> Result<Finding> {
     stage.fleet.world().hub().objects().apply_yaml(POLICY).await?;
     wait_answered_by(stage, &[EAST, WEST]).await?;
-    let before = crossed(stage).await?;
+    let before = wait_quiet(stage).await?;
     let east = entries(stage, &[EAST]).await?;
     let sent = send_many(&east, shop::CART, GRAPH_REQUESTS).await;
     let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
@@ -102,6 +109,23 @@ pub(super) async fn graph(stage: &Stage<'_>) -> Result<Finding> {
             ("share", json!(share)),
         ]),
     ))
+}
+
+/// Waits until no more spans of earlier requests come, and gives the count of then.
+async fn wait_quiet(stage: &Stage<'_>) -> Result<u64> {
+    let start = Instant::now();
+    let mut last = (crossed(stage).await?, start);
+    loop {
+        ensure!(start.elapsed() < QUIET_LIMIT, "spans come and come");
+        tokio::time::sleep(LOOK_PAUSE).await;
+        let now = crossed(stage).await?;
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        if last.1.elapsed() > GATHERED {
+            return Ok(now);
+        }
+    }
 }
 
 /// How often east's gateway called west's, as Jaeger counts.
@@ -133,7 +157,7 @@ spec:
   failback: {mode: Auto, afterSeconds: 5, rampSeconds: 10}
 ";
 
-async fn wait_answered_by(stage: &Stage<'_>, members: &[&str]) -> Result<()> {
+pub(super) async fn wait_answered_by(stage: &Stage<'_>, members: &[&str]) -> Result<()> {
     let east = entries(stage, &[EAST]).await?;
     wait::until("all members to answer", shop::LIVE_LIMIT, || async {
         let sent = send_many(&east, shop::CART, 8 * AT_ONCE).await;
