@@ -42,7 +42,6 @@ impl Traffic {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts of a few seconds")]
 fn view(entry: &MemberId, report: &TrafficReport, flow: &Flow, counts: &FlowCounts) -> FlowView {
     let seconds = report.span_ms.max(1) as f64 / 1_000.0;
     let sampled = f64::from(report.sampled.clamp(1, 10_000)) / 10_000.0;

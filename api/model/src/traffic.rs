@@ -52,7 +52,6 @@ impl FlowCounts {
     pub fn latency_ms(&self, share: f64) -> Option<u64> {
         let total: u64 = self.latency.iter().sum();
         #[expect(
-            clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "counts of a few seconds, share is 0 to 1"

@@ -39,8 +39,8 @@ use crate::{
 
 const MEMBER: &str = "east";
 const AGENT: &str = "fairlead-agent";
-const SPANS_PER_REQUEST: usize = 100;
-const RATE: u64 = 10_000;
+const SPANS_PER_REQUEST: u32 = 100;
+const RATE: u32 = 10_000;
 const LASTING: Duration = Duration::from_secs(20);
 const SETTLE: Duration = Duration::from_secs(30);
 const OTLP_PORT: u16 = 4317;
@@ -89,7 +89,6 @@ async fn measure(name: &str, to: &str, pid: u32, sink: &Sink) -> Result<Vec<Row>
     let delivered = sink.spans.load(Ordering::Relaxed) - got;
     ensure!(delivered == sent, "{name} delivered {delivered} of {sent} spans");
     let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
-    #[expect(clippy::cast_precision_loss, reason = "some hundred thousand spans")]
     let spans = sent as f64;
     Ok(vec![
         Row::new(&format!("{name} spans per second of one core"), "1/s", &[spans / cpu]),
@@ -102,8 +101,7 @@ async fn measure(name: &str, to: &str, pid: u32, sink: &Sink) -> Result<Vec<Row>
 
 async fn send(client: &mut TraceServiceClient<Channel>, time: Duration) -> Result<(u64, Vec<f64>)> {
     let request = envoy_spans();
-    let per_request = SPANS_PER_REQUEST as u64;
-    let mut ticks = tokio::time::interval(Duration::from_secs(1) / (RATE / per_request) as u32);
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / (RATE / SPANS_PER_REQUEST));
     let end = Instant::now() + time;
     let (mut sent, mut waits) = (0, Vec::new());
     while Instant::now() < end {
@@ -112,7 +110,7 @@ async fn send(client: &mut TraceServiceClient<Channel>, time: Duration) -> Resul
         let start = Instant::now();
         client.export(request).await.context("the relay refused spans")?;
         waits.push(milliseconds(start.elapsed()));
-        sent += per_request;
+        sent += u64::from(SPANS_PER_REQUEST);
     }
     Ok((sent, waits))
 }
@@ -171,7 +169,8 @@ fn envoy_spans() -> ExportTraceServiceRequest {
     let pair = || {
         [span(SpanKind::Server, "ingress", &[]), span(SpanKind::Client, "router egress", &upstream)]
     };
-    let spans = std::iter::repeat_with(pair).take(SPANS_PER_REQUEST / 2).flatten().collect();
+    let spans =
+        std::iter::repeat_with(pair).take(SPANS_PER_REQUEST as usize / 2).flatten().collect();
     ExportTraceServiceRequest {
         resource_spans: vec![ResourceSpans {
             resource: Some(Resource {

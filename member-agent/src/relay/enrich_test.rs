@@ -1,4 +1,5 @@
 //! What becomes of spans as real gateways send them.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use fairlead_agent_core::attribution::Atlas;
 use fairlead_model::bundle::{Bundle, BundleObject, Claim, Gate};

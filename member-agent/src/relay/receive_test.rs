@@ -1,4 +1,5 @@
 //! The two ways in, and the one way out: over real sockets.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::time::Duration;
 

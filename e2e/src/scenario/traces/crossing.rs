@@ -98,7 +98,6 @@ pub(super) async fn graph(stage: &Stage<'_>) -> Result<Finding> {
     let ids: Vec<&str> = sent.iter().map(|sent| sent.trace.as_str()).collect();
     traces(&stage.jaeger, &ids, is_whole).await?;
     let counted = crossed(stage).await?.saturating_sub(before);
-    #[expect(clippy::cast_precision_loss, reason = "a thousand requests")]
     let share = west as f64 / GRAPH_REQUESTS as f64;
     let holds = counted == west && (share - 0.2).abs() < 0.04 && !seen.contains_key("");
     Ok(Finding::new(
@@ -222,7 +221,6 @@ async fn compare(stage: &Stage<'_>, sent: &[super::Sent]) -> Result<Finding> {
             wrong.push(format!("{told:?} for {seen:?}: {upstream} {address}"));
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "ten thousand spans")]
     let share = right as f64 / found.len().max(1) as f64;
     Ok(Finding::new(
         share >= ATTRIBUTED_MIN && found.len() == answered.len(),
