@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
     completion, drain, explain, failback, get, init, join, leave, migrate, plan, status, token,
+    top, trace,
 };
 
 const AFTER_HELP: &str = "\
@@ -83,6 +84,10 @@ pub(crate) enum Command {
     Undrain(drain::UndrainArgs),
     /// Turn what other systems have into global routes, to review.
     Migrate(migrate::MigrateArgs),
+    /// Show what flows at present: rates, errors and latencies by entry and target.
+    Top(top::TopArgs),
+    /// Show the newest traces of a global route, from Jaeger.
+    Trace(trace::TraceArgs),
     /// Work out what every member would get from folders of YAML, without any server.
     Plan(plan::PlanArgs),
     /// Print the completion script of a shell.

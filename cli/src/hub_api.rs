@@ -5,7 +5,7 @@
 
 use fairlead_crds::keys;
 use fairlead_model::view::{
-    Explanation, GatewayView, MemberView, RouteView, ServiceView, StatusView,
+    Explanation, FlowView, GatewayView, MemberView, RouteView, ServiceView, StatusView,
 };
 use fairlead_model::{MemberId, RouteKey};
 use http::Method;
@@ -52,6 +52,11 @@ impl<'a> HubApi<'a> {
     /// Global routes.
     pub(crate) async fn routes(&self) -> Result<Vec<RouteView>, Failure> {
         self.read("routes", "routes").await
+    }
+
+    /// What flows at present.
+    pub(crate) async fn traffic(&self) -> Result<Vec<FlowView>, Failure> {
+        self.read("traffic", "traffic").await
     }
 
     /// Why a route's traffic goes where it goes.

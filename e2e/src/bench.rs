@@ -5,6 +5,7 @@
 mod failover;
 mod gateway;
 mod propagation;
+mod relay;
 mod resource;
 
 use anyhow::Result;
@@ -59,6 +60,12 @@ pub const ALL: &[Bench] = &[
         about: "a fault to 99 % of requests succeeding again, with and without a hub; runs add up",
         members: 3,
         run: |world, options| Box::pin(failover::run(world, options)),
+    },
+    Bench {
+        name: "relay",
+        about: "the OTLP relay of an agent beside Jaeger's collector doing the same: spans per core, memory",
+        members: 1,
+        run: |world| Box::pin(relay::run(world)),
     },
 ];
 

@@ -6,6 +6,7 @@
 
 mod figures;
 mod table;
+pub mod traces;
 
 use std::{
     path::PathBuf,

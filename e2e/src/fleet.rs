@@ -7,6 +7,7 @@ pub mod dump;
 pub mod impostor;
 pub mod program;
 pub mod shop;
+pub mod tracing;
 pub mod trial;
 
 use std::{
@@ -67,7 +68,12 @@ impl<'w> Fleet<'w> {
 
     /// Installs the hub.
     pub async fn init(&self) -> Result<Ran> {
-        let line = format!("fairlead init --advertise {}", self.hub_url().await?);
+        self.init_with("").await
+    }
+
+    /// Installs the hub with more flags.
+    pub async fn init_with(&self, flags: &str) -> Result<Ran> {
+        let line = format!("fairlead init --advertise {} {flags}", self.hub_url().await?);
         let ran = self.at_hub(&line).await?;
         ran.clone().expect_success()?;
         Ok(ran)
@@ -84,6 +90,14 @@ impl<'w> Fleet<'w> {
     /// Joins one member by its printed line, word for word.
     pub async fn join(&self, member: &str) -> Result<Ran> {
         let line = self.join_line(member).await?;
+        let ran = self.at(member, &line).await?;
+        ran.clone().expect_success().with_context(|| format!("joining {member}"))?;
+        Ok(ran)
+    }
+
+    /// Joins one member with more flags behind its printed line.
+    pub async fn join_with(&self, member: &str, flags: &str) -> Result<Ran> {
+        let line = format!("{} {flags}", self.join_line(member).await?);
         let ran = self.at(member, &line).await?;
         ran.clone().expect_success().with_context(|| format!("joining {member}"))?;
         Ok(ran)

@@ -13,6 +13,7 @@ pub mod fault;
 pub mod fleet;
 pub mod gateway;
 pub mod http1;
+pub mod jaeger;
 pub mod kubelet;
 pub mod launch;
 pub mod load;

@@ -10,6 +10,7 @@ mod harness;
 mod policy;
 mod routes;
 mod spine;
+mod traces;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -96,6 +97,14 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(policy::run(world, facts)),
+    },
+    Scenario {
+        name: "traces",
+        about: "what crosses is one trace in Jaeger, with the target; a backend that is away harms nobody",
+        members: 3,
+        // Jaeger is a tool of its own, minutes to build.
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(traces::run(world, facts)),
     },
 ];
 

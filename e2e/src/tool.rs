@@ -98,6 +98,26 @@ const ENVOY_GATEWAY: GoPin = GoPin {
 const HELM: GoPin =
     GoPin { name: "helm", programs: &[("helm", "helm.sh/helm/v3/cmd/helm")], version: None };
 
+/// Not among the tools of a world: it is built for those who look at traces.
+const JAEGER: GoPin = GoPin {
+    name: "jaeger",
+    programs: &[("jaeger", "github.com/jaegertracing/jaeger/cmd/jaeger")],
+    version: None,
+};
+
+/// Jaeger, for what looks at traces. Blocks; some minutes when cold.
+pub fn ensure_jaeger() -> Result<PathBuf> {
+    Ok(ensure_go(&JAEGER)?.join("jaeger"))
+}
+
+/// Jaeger, if it was built already.
+pub fn built_jaeger() -> Option<PathBuf> {
+    let tools = path::cache().ok()?.join("tools");
+    let folders = fs::read_dir(tools).ok()?.flatten();
+    let mut found = folders.map(|folder| folder.path().join("jaeger"));
+    found.find(|jaeger| jaeger.is_file() && !jaeger.to_string_lossy().contains(".partial"))
+}
+
 impl GoPin {
     fn ldflags(&self) -> String {
         let mut flags = "-s -w".to_owned();

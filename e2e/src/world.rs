@@ -269,6 +269,11 @@ impl World {
         found.with_context(|| format!("cluster {cluster} has no kubelet of the harness"))
     }
 
+    /// The machine's own address in the world: what runs there is reached from every cluster.
+    pub fn host_address(&self) -> Result<std::net::Ipv4Addr> {
+        Ok(self.lan()?.slot().host_address())
+    }
+
     pub(crate) fn backends(&self) -> &Backends {
         &self.backends
     }

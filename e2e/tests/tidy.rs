@@ -101,13 +101,20 @@ const EDGES: &[(&str, &[&str])] = &[
     ("fairlead-weights", &["model"]),
     ("fairlead-crds", &[]),
     ("fairlead-proto", &["model"]),
+    ("fairlead-telemetry", &[]),
     ("fairlead-translate", &["crds", "model"]),
     ("fairlead-planner", &["weights", "model"]),
     ("fairlead-hub-core", &["planner", "model"]),
     ("fairlead-agent-core", &["weights", "model"]),
-    ("fairlead-hub", &["hub-core", "planner", "translate", "proto", "crds", "weights", "model"]),
-    ("fairlead-agent", &["agent-core", "translate", "proto", "crds", "weights", "model"]),
     ("fairlead-sim", &["hub-core", "agent-core", "planner", "proto", "model"]),
+    (
+        "fairlead-hub",
+        &["hub-core", "planner", "translate", "proto", "telemetry", "crds", "weights", "model"],
+    ),
+    (
+        "fairlead-agent",
+        &["agent-core", "translate", "proto", "telemetry", "crds", "weights", "model"],
+    ),
     ("fairlead", &["translate", "planner", "crds", "model"]),
 ];
 

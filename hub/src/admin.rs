@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
+use fairlead_model::view::FlowView;
 use fairlead_model::{MemberId, Millis, NsName, RouteKey};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -22,6 +23,7 @@ use crate::clock;
 use crate::conductor::Current;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
+use crate::traffic::Traffic;
 use crate::view::Look;
 use crate::watch::{Objects, Progress};
 
@@ -35,6 +37,8 @@ pub struct Admin {
     pub objects: Arc<Objects>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What gateways did.
+    pub traffic: Arc<Traffic>,
     /// When the process started.
     pub started_at: Millis,
     /// How far the start is.
@@ -99,6 +103,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/api/v1/routes", view(|look| look.routes()))
         .route("/api/v1/explain/{kind}/{namespace}/{name}", get(explain))
         .route("/api/v1/plan/{member}", get(plan))
+        .route("/api/v1/traffic", get(traffic))
         .with_state(admin)
 }
 
@@ -146,12 +151,19 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{text}")).into_response()
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     match admin.metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(text) => {
+            let (kind, text) = fairlead_telemetry::metrics::negotiate(accept, text);
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+async fn traffic(State(admin): State<Arc<Admin>>) -> Json<Vec<FlowView>> {
+    Json(admin.traffic.flows(clock::now()))
 }
 
 #[derive(Deserialize)]

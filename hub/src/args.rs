@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use fairlead_telemetry::settings::BackendArgs;
 
 /// The Fairlead hub: decides how traffic of global routes is spread over member clusters.
 #[derive(Debug, Parser)]
@@ -45,6 +46,12 @@ pub struct RunArgs {
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "FAIRLEAD_LOG_FORMAT")]
     pub log_format: LogFormat,
+    /// Share of the hub's own traces that is recorded, 0 to 1.
+    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", default_value_t = 1.0)]
+    pub trace_ratio: f64,
+    /// The backend that the hub's spans go to.
+    #[command(flatten)]
+    pub backend: BackendArgs,
 }
 
 /// Form of the log.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use fairlead_hub_core::hold::{HoldInput, Sight, fleet_vanished, hold};
@@ -18,6 +18,7 @@ use fairlead_model::plan::MemberPlan;
 use fairlead_model::policy::{MemberSpec, Policy, TrafficState};
 use fairlead_model::{MemberId, Millis, Note};
 use fairlead_planner::{FleetInput, Freeze, MemberInput, Memory, Planned, Settings, plan};
+use fairlead_telemetry::span::Tracer;
 use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
 use fairlead_translate::{CapabilityKeys, render};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use crate::fleet::{Fleet, MemberNow};
 use crate::metrics::Metrics;
 use crate::persist::MemorySlot;
 use crate::signal::Signal;
+use crate::spans;
 use crate::watch::{KINDS, Objects};
 
 /// Changes that come within that time are one plan. Short, since it is a part of how long a user's
@@ -78,6 +80,8 @@ pub struct Conductor {
     pub started_at: Millis,
     /// How long to wait for members after that.
     pub grace_ms: u64,
+    /// Where spans go.
+    pub tracer: Tracer,
 }
 
 /// What goes from round to round.
@@ -87,6 +91,7 @@ struct Carried {
     rendered: BTreeMap<MemberId, Arc<Rendered>>,
     planned: Option<Arc<Planned>>,
     wake_at: Option<Millis>,
+    states: BTreeMap<MemberId, MemberState>,
 }
 
 /// What one decision is made of.
@@ -167,21 +172,26 @@ impl Conductor {
     }
 
     fn plan(&self, carried: &mut Carried, round: &Round<'_>, started: Instant) {
-        let members = round.members.iter();
+        let members = round.members;
         let planned = plan(&FleetInput {
             now: clock::now(),
             policy: Arc::new(round.policy.clone()),
-            members: members.map(|(id, now)| (id.clone(), member_input(now))).collect(),
+            members: members.iter().map(|(id, now)| (id.clone(), member_input(now))).collect(),
             memory: std::mem::take(&mut carried.memory),
             settings: Settings { freeze: round.freeze, ..Settings::default() },
         });
-        let trace_parent = trace_parent();
+        let context = self.tracer.root();
+        let trace_parent = context.to_string();
         let mut rendered = BTreeMap::new();
+        let mut changed = Vec::new();
         for (member, plan) in &planned.plans {
             let before = carried.rendered.get(member).filter(|r| r.plan == *plan);
             let next = match before {
                 Some(same) => Arc::clone(same),
-                None => Arc::new(self.render(plan, round.caused_at, &trace_parent)),
+                None => {
+                    changed.push(member.clone());
+                    Arc::new(self.render(plan, round.caused_at, &trace_parent))
+                }
             };
             rendered.insert(member.clone(), next);
         }
@@ -189,7 +199,31 @@ impl Conductor {
         self.fleet.want(wanted);
         let took = started.elapsed();
         self.metrics.count_plan(took.as_secs_f64(), planned.report.alarms.len());
-        tracing::debug!(trace_parent, ?took, routes = planned.decisions.len(), "planned");
+        let routes = planned.decisions.len();
+        let health = members.iter().map(|(id, now)| (id.clone(), now.health.clone())).collect();
+        let moved = spans::moved(&carried.states, &health);
+        carried.states = health.into_iter().map(|(id, health)| (id, health.state)).collect();
+        if !changed.is_empty() || !moved.is_empty() {
+            tracing::info!(
+                trace_id = context.trace_id(),
+                took_ms = took.as_millis(),
+                routes,
+                members = changed.len(),
+                "planned"
+            );
+            spans::record_round(
+                &self.tracer,
+                &spans::Round {
+                    context,
+                    caused_at: round.caused_at,
+                    planned_at: SystemTime::now() - took,
+                    took,
+                    routes,
+                    changed: &changed,
+                    moved: &moved,
+                },
+            );
+        }
         carried.rendered = rendered;
         carried.memory = planned.memory.clone();
         carried.wake_at = planned.wake_at;
@@ -225,6 +259,8 @@ impl Conductor {
             members.iter().map(|(id, now)| (id, now.health.state)).collect();
         let sessions = members.values().filter(|now| now.connected).count();
         self.metrics.set_members(states, sessions);
+        let arrived = |(id, now): (_, &MemberNow)| Some((id, now.report.as_ref()?.received_at));
+        self.metrics.set_snapshots(members.iter().filter_map(arrived));
         self.metrics.set_held(held.iter().chain(frozen));
         let before = self.current.load();
         if before.held != held {
@@ -300,12 +336,6 @@ fn new_alarms<'a>(
 
 fn listed(notes: &[Note]) -> String {
     notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-/// A new W3C trace context: the trace of one change, from here to the member's API server.
-fn trace_parent() -> String {
-    let (trace, span): (u128, u64) = (rand::random(), rand::random());
-    format!("00-{trace:032x}-{span:016x}-01")
 }
 
 #[cfg(test)]

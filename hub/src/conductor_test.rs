@@ -28,6 +28,7 @@ fn mk_conductor(fleet: Fleet) -> Conductor {
         memory_slot: Arc::default(),
         started_at: clock::now(),
         grace_ms: 30_000,
+        tracer: Tracer::default(),
     }
 }
 

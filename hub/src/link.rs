@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_hub_core::session::{Close, Identity, Output, Remembered, SILENCE_MS_MAX, Session};
-use fairlead_model::Reason;
-use fairlead_model::session::{FromAgent, FromHub};
+use fairlead_model::session::{ApplyReport, FromAgent, FromHub};
+use fairlead_model::{PlanNumber, Reason};
 use fairlead_proto::convert::{AgentAssembler, hub_messages};
 use fairlead_proto::pb::enrollment_server::EnrollmentServer;
 use fairlead_proto::pb::fleet_server::FleetServer;
 use fairlead_proto::{MESSAGE_BYTES_MAX, pb};
+use fairlead_telemetry::span::Tracer;
 use futures::{Stream, StreamExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -34,7 +35,9 @@ use crate::metrics::Metrics;
 use crate::record;
 use crate::refusal::{peer_of, status};
 use crate::registry::Registry;
+use crate::spans::record_push;
 use crate::store::Store;
+use crate::traffic::Traffic;
 
 /// Handshakes at once; more wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 64;
@@ -63,6 +66,10 @@ pub struct Link {
     pub epoch: u64,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What gateways did.
+    pub traffic: Arc<Traffic>,
+    /// Where spans go.
+    pub tracer: Tracer,
     /// Ends all streams.
     pub stop: CancellationToken,
 }
@@ -166,6 +173,7 @@ impl pb::fleet_server::Fleet for FleetService {
             outbox,
             orders: None,
             epoch: None,
+            told: None,
         };
         tokio::spawn(task.run(request.into_inner(), address));
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -190,6 +198,8 @@ struct SessionTask {
     outbox: Outbox,
     orders: Option<watch::Receiver<Orders>>,
     epoch: Option<u64>,
+    /// The newest plan whose way to the member was counted.
+    told: Option<PlanNumber>,
 }
 
 /// How a stream ends.
@@ -310,10 +320,15 @@ impl SessionTask {
                 }
                 Output::Confirmed => self.link.fleet.confirm(&self.session.identity().member),
                 Output::Applied(report) => {
+                    self.tell_propagation(&report);
                     self.link.fleet.applied(&self.session.identity().member, report);
                 }
                 Output::Probes(report) => {
                     self.link.fleet.probes(&self.session.identity().member, report);
+                }
+                Output::Traffic(report) => {
+                    let member = &self.session.identity().member;
+                    self.link.traffic.put(member, clock::now(), report);
                 }
                 Output::Overlay(report) => {
                     self.link.fleet.overlay(&self.session.identity().member, report);
@@ -321,6 +336,21 @@ impl SessionTask {
             }
         }
         Ok(())
+    }
+
+    /// How long it took from a change to a plan that is in place, once for each plan.
+    fn tell_propagation(&mut self, report: &ApplyReport) {
+        let member = &self.session.identity().member;
+        let sent = self.session.sent() == Some(report.number);
+        if !report.complete || !sent || self.told == Some(report.number) {
+            return;
+        }
+        self.told = Some(report.number);
+        if let Some(wanted) = self.link.fleet.wanted(member)
+            && report.written > 0
+        {
+            self.link.metrics.count_propagation(clock::now().since(wanted.caused_at));
+        }
     }
 
     async fn take_epoch(&mut self, above: u64) -> Result<Vec<Output>, Close> {
@@ -357,6 +387,7 @@ impl SessionTask {
     async fn send(&self, message: &FromHub) -> Result<(), End> {
         let late = || Close::new(Reason::AgentLost, "the agent does not read its stream");
         let mut bytes = 0;
+        let start = std::time::SystemTime::now();
         for message in hub_messages(message) {
             bytes += prost::Message::encoded_len(&message);
             let sent = self.outbox.send(Ok(message));
@@ -369,6 +400,9 @@ impl SessionTask {
         }
         if let FromHub::Bundle(update) = message {
             self.link.metrics.count_push(update, bytes);
+            let member = &self.session.identity().member;
+            let (number, parent) = (update.number, &update.trace_parent);
+            record_push(&self.link.tracer, member, number, parent, start, bytes);
             tracing::debug!(
                 member = %self.session.identity().member, number = %update.number, bytes,
                 changed = update.delta.put.len(), removed = update.delta.delete.len(), "sent a bundle"

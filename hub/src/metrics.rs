@@ -5,7 +5,8 @@
 use fairlead_model::MemberId;
 use fairlead_model::health::MemberState;
 use fairlead_model::session::BundleUpdate;
-use fairlead_model::{Note, Reason};
+use fairlead_model::{Millis, Note, Reason};
+use fairlead_telemetry::queue::Counts;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -19,11 +20,13 @@ pub struct Metrics {
     sessions: Gauge,
     plans: Counter,
     plan_seconds: Histogram,
+    propagation_seconds: Histogram,
     pushes: Family<PushLabels, Counter>,
     push_bytes: Counter,
     held: Family<ReasonLabels, Gauge>,
     members: Family<MemberLabels, Gauge>,
     alarms: Gauge,
+    snapshots: Family<MemberLabel, Gauge>,
     status_writes: Family<OutcomeLabels, Counter>,
     watch_synced: Family<KindLabels, Gauge<i64>>,
     store_writes: Family<OutcomeLabels, Counter>,
@@ -65,6 +68,12 @@ struct ReasonLabels {
 struct MemberLabels {
     member: String,
     state: &'static str,
+}
+
+/// Labels with a member.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MemberLabel {
+    member: String,
 }
 
 /// Labels with a kind.
@@ -111,27 +120,42 @@ pub const fn state_label(state: MemberState) -> &'static str {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl Metrics {
+    /// All metrics, those of the queue to the OTLP backend among them when there is one.
+    pub fn new(backend: Option<&Counts>) -> Self {
         let mut registry = Registry::with_prefix("fairlead_hub");
         let metrics = Self {
             sessions: Gauge::default(),
             plans: Counter::default(),
             // 100 µs to 1.6 s.
             plan_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 15)),
+            // 10 ms to 80 s.
+            propagation_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
             pushes: Family::default(),
             push_bytes: Counter::default(),
             held: Family::default(),
             members: Family::default(),
             alarms: Gauge::default(),
+            snapshots: Family::default(),
             status_writes: Family::default(),
             watch_synced: Family::default(),
             store_writes: Family::default(),
             registry: Registry::default(),
         };
         let m = &metrics;
+        if let Some(counts) = backend {
+            counts.register(&mut registry);
+        }
         registry.register("sessions", "Live streams of members", m.sessions.clone());
         registry.register("plans", "Plans made", m.plans.clone());
         let (name, help) = ("plan_duration", "Time to read, plan and render");
         registry.register_with_unit(name, help, Unit::Seconds, m.plan_seconds.clone());
+        let (name, help) = ("propagation", "From a change to a member that has applied it");
+        registry.register_with_unit(name, help, Unit::Seconds, m.propagation_seconds.clone());
         registry.register("pushes", "Bundles sent, by form", m.pushes.clone());
         let (name, help) = ("push", "Size of bundles sent, before compression");
         registry.register_with_unit(name, help, Unit::Bytes, m.push_bytes.clone());
@@ -141,6 +165,9 @@ impl Default for Metrics {
             m.held.clone(),
         );
         registry.register("member_state", "1 for the state that a member is in", m.members.clone());
+        let help = "When the newest snapshot of a member arrived, since 1970";
+        let name = "snapshot_received_timestamp";
+        registry.register_with_unit(name, help, Unit::Seconds, m.snapshots.clone());
         registry.register("alarms", "Findings that a person must act on", m.alarms.clone());
         let help = "Statuses written in the hub's API, by outcome";
         registry.register("status_writes", help, m.status_writes.clone());
@@ -179,6 +206,11 @@ impl Metrics {
         self.plans.inc();
         self.plan_seconds.observe(seconds);
         self.alarms.set(i64::try_from(alarms).unwrap_or(i64::MAX));
+    }
+
+    /// A member has applied a plan so long after the change that it came from.
+    pub fn count_propagation(&self, took_ms: u64) {
+        self.propagation_seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
     }
 
     /// A status was written, or not.
@@ -222,6 +254,16 @@ impl Metrics {
         }
     }
 
+    /// When snapshots arrived.
+    pub fn set_snapshots<'a>(&self, at: impl IntoIterator<Item = (&'a MemberId, Millis)>) {
+        self.snapshots.clear();
+        for (member, at) in at {
+            let labels = MemberLabel { member: member.to_string() };
+            let seconds = i64::try_from(at.0 / 1_000).unwrap_or(i64::MAX);
+            self.snapshots.get_or_create(&labels).set(seconds);
+        }
+    }
+
     /// Whether a kind is read.
     pub fn set_watch(&self, kind: &'static str, synced: bool) {
         self.watch_synced.get_or_create(&KindLabels { kind }).set(i64::from(synced));
@@ -242,5 +284,18 @@ mod tests {
         assert!(metrics.encode().unwrap().contains(line));
         metrics.set_members([], 0);
         assert!(!metrics.encode().unwrap().contains("east"));
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let open = Metrics::new(Some(&Counts::default())).encode().unwrap();
+        for text in [
+            include_str!("../../deploy/chart/hub/alerts.yaml"),
+            include_str!("../../deploy/chart/hub/dashboard.json"),
+        ] {
+            assert!(text.contains("fairlead_hub_"));
+            let unknown = fairlead_telemetry::metrics::unknown_names(text, "fairlead_hub_", &open);
+            assert!(unknown.is_empty(), "{unknown:?}");
+        }
     }
 }

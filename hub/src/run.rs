@@ -8,6 +8,9 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use fairlead_crds::keys;
 use fairlead_model::Millis;
+use fairlead_telemetry::export::Exporter;
+use fairlead_telemetry::queue::Queue;
+use fairlead_telemetry::span::Tracer;
 use fairlead_translate::CapabilityKeys;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
@@ -30,8 +33,9 @@ use crate::signal::Signal;
 use crate::status::StatusWriter;
 use crate::store::{EmbeddedStore, Store};
 use crate::tls::{HubCertificate, server_config};
+use crate::traffic::Traffic;
 use crate::watch::Objects;
-use crate::{admin, bootstrap, clock, link, record, watch};
+use crate::{admin, bootstrap, clock, link, record, spans, watch};
 
 /// Pause between tries of a step of the start.
 const RETRY: Duration = Duration::from_secs(2);
@@ -65,6 +69,8 @@ struct Hub {
     fleet: Arc<Fleet>,
     objects: Arc<Objects>,
     metrics: Arc<Metrics>,
+    tracer: Tracer,
+    traffic: Arc<Traffic>,
     current: Arc<ArcSwap<Current>>,
     decided: Arc<Signal>,
     start: Arc<Start>,
@@ -75,19 +81,26 @@ struct Hub {
 async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let data_dir = args.data_dir.clone();
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&data_dir)?);
+    let (queue, exporter) = open_backend(&args)?;
+    let tracer = Tracer::new(queue.clone(), args.trace_ratio, spans::resource());
     let hub = Hub {
         args,
         started_at: clock::now(),
         fleet: Arc::new(Fleet::restore(record::read_members(store.as_ref())?)),
         store,
         objects: Arc::default(),
-        metrics: Arc::default(),
+        metrics: Arc::new(Metrics::new(queue.as_deref().map(Queue::counts))),
+        tracer,
+        traffic: Arc::default(),
         current: Arc::default(),
         decided: Arc::default(),
         start: Arc::default(),
         tasks: TaskTracker::new(),
         stop: stop.clone(),
     };
+    if let Some(exporter) = exporter {
+        hub.spawn(exporter.run());
+    }
     hub.serve_admin().await?;
     let client = Client::try_default().await.context("no Kubernetes cluster is configured")?;
     hub.watch(&client);
@@ -97,6 +110,14 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
     };
     hub.shut_down(&data_dir).await;
     outcome
+}
+
+/// The way to the OTLP backend, if one is named.
+fn open_backend(args: &RunArgs) -> anyhow::Result<(Option<Arc<Queue>>, Option<Exporter>)> {
+    let Some(backend) = args.backend.backend()? else { return Ok((None, None)) };
+    let queue = Arc::new(Queue::new(args.backend.queue_bytes()));
+    let exporter = Exporter::new(queue.clone(), &backend)?;
+    Ok((Some(queue), Some(exporter)))
 }
 
 impl Hub {
@@ -111,6 +132,7 @@ impl Hub {
             fleet: Arc::clone(&self.fleet),
             objects: Arc::clone(&self.objects),
             metrics: Arc::clone(&self.metrics),
+            traffic: Arc::clone(&self.traffic),
             started_at: self.started_at,
             start: Arc::clone(&self.start),
         });
@@ -217,6 +239,7 @@ impl Hub {
             memory_slot: Arc::clone(&memory_slot),
             started_at: self.started_at,
             grace_ms: self.args.grace_seconds.saturating_mul(1_000),
+            tracer: self.tracer.clone(),
         };
         let memory = record::read_memory(self.store.as_ref())?;
         self.tasks.spawn(conductor.run(memory, self.stop.clone()));
@@ -271,6 +294,8 @@ impl Hub {
             registry,
             epoch,
             metrics: Arc::clone(&self.metrics),
+            traffic: Arc::clone(&self.traffic),
+            tracer: self.tracer.clone(),
             stop: self.stop.clone(),
         };
         self.start.done();

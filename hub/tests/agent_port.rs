@@ -138,6 +138,8 @@ async fn mk_port() -> Port {
         registry: registry.clone(),
         epoch: 5,
         metrics: Arc::default(),
+        traffic: Arc::default(),
+        tracer: fairlead_telemetry::span::Tracer::default(),
         stop: stop.clone(),
     };
     let enroll = EnrollService::new(Arc::clone(&ca), registry.clone());

@@ -77,6 +77,7 @@ impl World {
             applied: applied_tx,
             overlay: overlay_tx,
             metrics: Arc::default(),
+            tracer: Tracer::default(),
         };
         tokio::spawn(applier.run());
         Self {
@@ -106,7 +107,7 @@ impl World {
     fn take(&mut self, mut bundle: Bundle) {
         self.counter += 1;
         bundle.number = PlanNumber::new(1, self.counter);
-        self.held.send_replace(Some(Arc::new(Held { bundle, at: Millis(0) })));
+        self.held.send_replace(Some(Arc::new(Held { bundle, at: Millis(0), trace: None })));
     }
 
     /// Waits for a report of the newest plan that fits.

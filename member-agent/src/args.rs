@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use fairlead_model::MemberId;
+use fairlead_telemetry::settings::BackendArgs;
 use tracing_subscriber::EnvFilter;
 
 /// The Fairlead agent of a member cluster.
@@ -67,6 +68,31 @@ pub struct RunArgs {
     /// bootstrap files.
     #[arg(long, env = "FAIRLEAD_GATEWAY_CLASS")]
     pub gateway_class: Option<String>,
+    /// Where this cluster's gateways send their spans (OTLP over gRPC).
+    #[arg(long, default_value = "0.0.0.0:4317")]
+    pub otlp_listen: SocketAddr,
+    /// Where this cluster's gateways send their spans (OTLP, protobuf over HTTP).
+    #[arg(long, default_value = "0.0.0.0:4318")]
+    pub otlp_http_listen: SocketAddr,
+    /// Attributes to take out of relayed spans: a name, or the start of one followed by *. Credentials
+    /// are always taken out.
+    #[arg(long, value_name = "NAME")]
+    pub relay_strip: Vec<String>,
+    /// Share of requests that the gateways trace, in percent: rates are corrected by it.
+    #[arg(long, default_value_t = 100.0, value_parser = parse_percent)]
+    pub gateway_sampling_percent: f64,
+    /// Share of the agent's own traces that is recorded, 0 to 1.
+    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", default_value_t = 1.0)]
+    pub trace_ratio: f64,
+    /// The backend that spans go to.
+    #[command(flatten)]
+    pub backend: BackendArgs,
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    let fits = percent > 0.0 && percent <= 100.0;
+    fits.then_some(percent).ok_or_else(|| "above 0, at most 100".to_owned())
 }
 
 fn parse_member(text: &str) -> Result<MemberId, fairlead_model::IdError> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json};
 use axum::routing::get;
 use fairlead_agent_core::diff::KindState;
@@ -117,9 +117,10 @@ pub fn read_readiness(body: &[u8]) -> Option<BTreeMap<NsName, EndpointCounts>> {
     Some(counts.collect())
 }
 
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], admin.metrics.text())
+async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let (kind, text) = fairlead_telemetry::metrics::negotiate(accept, admin.metrics.text());
+    ([(header::CONTENT_TYPE, kind)], text)
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {

@@ -11,7 +11,7 @@
 //!            apply ◀── overlay ◀── probe    (peers' doors)
 //!              │  ▲
 //!              ▼  └── knock (our own door)
-//!          API server
+//!          API server          gateways' spans ──▶ relay ──▶ OTLP backend
 //! ```
 
 pub mod alone;
@@ -37,8 +37,10 @@ pub mod observe;
 pub mod pki;
 pub mod probe;
 mod publish;
+pub mod relay;
 pub mod run;
 pub mod secret;
+pub mod spans;
 #[cfg(test)]
 mod testing;
 pub mod tls;

@@ -1,6 +1,7 @@
 //! The agent's metrics: one place for names, units in the names, labels from closed sets.
 
-use fairlead_model::{PlanNumber, Reason};
+use fairlead_model::{Millis, PlanNumber, Reason};
+use fairlead_telemetry::queue::Counts;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -8,6 +9,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::relay::enrich::Enriched;
+use crate::spans::Out;
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Verb {
@@ -19,37 +23,102 @@ struct Why {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Change {
+    change: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RelayedLabel {
+    kind: &'static str,
+}
+
+/// Counters of the relay.
+#[derive(Debug, Clone, Default)]
+pub struct RelayMetrics {
+    spans: Family<RelayedLabel, Counter>,
+}
+
+impl RelayMetrics {
+    fn register(&self, registry: &mut Registry) {
+        self.took(&Enriched::default());
+        let help = "Spans received, by kind: attributed to a global route or door, other, probe";
+        registry.register("relay_spans", help, self.spans.clone());
+    }
+
+    /// A request was taken in.
+    pub fn took(&self, enriched: &Enriched) {
+        let add = |kind, spans| {
+            self.spans.get_or_create(&RelayedLabel { kind }).inc_by(spans);
+        };
+        add("attributed", enriched.attributed);
+        add("other", enriched.spans - enriched.attributed);
+        add("probe", enriched.probes);
+    }
+}
+
 /// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     writes: Family<Verb, Counter>,
     failures: Family<Why, Counter>,
-    exceptions: Gauge,
+    exceptions: Family<Why, Gauge>,
+    applied_at: Gauge,
     apply_seconds: Histogram,
+    programmed_seconds: Histogram,
+    overlay_changes: Family<Change, Counter>,
     plan_epoch: Gauge,
     plan_counter: Gauge,
     connected: Gauge,
     sessions: Counter,
     unreachable: Gauge,
     overlay_rules: Gauge,
+    relay: RelayMetrics,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl Metrics {
+    /// All metrics, those of the queue to the backend among them when there is one.
+    pub fn new(backend: Option<&Counts>) -> Self {
         let mut registry = Registry::with_prefix("fairlead_agent");
         let writes = Family::default();
         registry.register("writes", "Objects written to the API server", writes.clone());
         let failures = Family::default();
         registry.register("write_failures", "Writes that failed", failures.clone());
-        let exceptions = Gauge::default();
-        registry.register("exceptions", "Objects that are not as planned", exceptions.clone());
+        let exceptions = Family::<Why, Gauge>::default();
+        registry.register(
+            "exceptions",
+            "Objects that are not as planned, by reason",
+            exceptions.clone(),
+        );
         let apply_seconds = Histogram::new(exponential_buckets(0.005, 2.0, 14));
         registry.register_with_unit(
             "apply",
             "From the arrival of a plan to its last write",
             Unit::Seconds,
             apply_seconds.clone(),
+        );
+        let programmed_seconds = Histogram::new(exponential_buckets(0.01, 2.0, 14));
+        registry.register_with_unit(
+            "programmed",
+            "From the arrival of a plan to its routes' acceptance by the gateways",
+            Unit::Seconds,
+            programmed_seconds.clone(),
+        );
+        let overlay_changes = Family::<Change, Counter>::default();
+        for change in ["failover", "failback"] {
+            overlay_changes.get_or_create(&Change { change }).inc_by(0);
+        }
+        registry.register(
+            "overlay_changes",
+            "Peers taken out of this entry's routes, or back in",
+            overlay_changes.clone(),
         );
         let gauge = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
@@ -66,18 +135,34 @@ impl Default for Metrics {
             gauge(&mut registry, "peers_unreachable", "Peers whose door cannot be reached");
         let overlay_rules =
             gauge(&mut registry, "overlay_rules", "Rules whose weights differ from the plan");
+        let applied_at = Gauge::default();
+        registry.register_with_unit(
+            "plan_applied_timestamp",
+            "When a new plan was last applied, since 1970",
+            Unit::Seconds,
+            applied_at.clone(),
+        );
+        let relay = RelayMetrics::default();
+        relay.register(&mut registry);
+        if let Some(counts) = backend {
+            counts.register(&mut registry);
+        }
         Self {
             registry,
             writes,
             failures,
             exceptions,
+            applied_at,
             apply_seconds,
+            programmed_seconds,
+            overlay_changes,
             plan_epoch,
             plan_counter,
             connected,
             sessions,
             unreachable,
             overlay_rules,
+            relay,
         }
     }
 }
@@ -98,15 +183,35 @@ impl Metrics {
     }
 
     /// A plan was applied.
-    pub fn applied(&self, plan: PlanNumber, took_ms: u64) {
+    pub fn applied(&self, plan: PlanNumber, took_ms: u64, now: Millis) {
+        self.applied_at.set(number(now.0 / 1_000));
         self.plan_epoch.set(number(plan.epoch));
         self.plan_counter.set(number(plan.counter));
         self.apply_seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
     }
 
+    /// The gateways have taken a plan's routes.
+    pub fn programmed(&self, took_ms: u64) {
+        self.programmed_seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
+    }
+
+    /// Peers were taken out of this entry's routes, or back in.
+    pub fn overlay_changed(&self, before: &Out, now: &Out) {
+        let count = |change, a: &Out, b: &Out| {
+            let new = a.keys().filter(|member| !b.contains_key(*member)).count();
+            self.overlay_changes.get_or_create(&Change { change }).inc_by(new as u64);
+        };
+        count("failover", now, before);
+        count("failback", before, now);
+    }
+
     /// Objects that are not as planned.
-    pub fn exceptions(&self, count: usize) {
-        self.exceptions.set(number(count));
+    pub fn exceptions(&self, reasons: impl IntoIterator<Item = Reason>) {
+        // A reason that is gone must not go on being counted.
+        self.exceptions.clear();
+        for reason in reasons {
+            self.exceptions.get_or_create(&Why { reason: reason.as_str() }).inc();
+        }
     }
 
     /// The stream to the hub opened.
@@ -124,6 +229,11 @@ impl Metrics {
     pub fn overlay(&self, unreachable: usize, rules: u32) {
         self.unreachable.set(number(unreachable));
         self.overlay_rules.set(number(rules));
+    }
+
+    /// Those of the relay.
+    pub fn relay(&self) -> RelayMetrics {
+        self.relay.clone()
     }
 
     /// All of it, in the OpenMetrics text format.
@@ -144,15 +254,32 @@ mod tests {
         let metrics = Metrics::default();
         metrics.written("create");
         metrics.failed(Reason::Forbidden);
-        metrics.applied(PlanNumber::new(2, 3), 1_500);
+        metrics.applied(PlanNumber::new(2, 3), 1_500, Millis(7_000));
+        metrics.exceptions([Reason::Forbidden, Reason::Forbidden]);
         let text = metrics.text();
         for line in [
             "fairlead_agent_writes_total{verb=\"create\"} 1",
             "fairlead_agent_write_failures_total{reason=\"Forbidden\"} 1",
             "fairlead_agent_apply_seconds_sum 1.5",
             "fairlead_agent_plan_counter 3",
+            "fairlead_agent_plan_applied_timestamp_seconds 7",
+            "fairlead_agent_exceptions{reason=\"Forbidden\"} 2",
         ] {
             assert!(text.contains(line), "{line} not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let open = Metrics::new(Some(&Counts::default())).text();
+        for text in [
+            include_str!("../../deploy/chart/agent/alerts.yaml"),
+            include_str!("../../deploy/chart/hub/dashboard.json"),
+        ] {
+            assert!(text.contains("fairlead_agent_"));
+            let unknown =
+                fairlead_telemetry::metrics::unknown_names(text, "fairlead_agent_", &open);
+            assert!(unknown.is_empty(), "{unknown:?}");
         }
     }
 }

@@ -233,10 +233,29 @@ impl Controllers {
 
     /// What gateways say against a route of ours as it is now; none = nothing, or not yet.
     pub fn complaint(&self, id: &ObjectId, live: &LiveObject) -> Option<(Reason, String)> {
+        self.of_route(id, live).into_iter().find_map(|controller| {
+            let (accepted, reason, message) =
+                member::ingest_route_acceptance(&live.content, controller)?;
+            (!accepted).then_some((reason, message))
+        })
+    }
+
+    /// True when every gateway of a route has taken it as it is now.
+    pub fn is_accepted(&self, id: &ObjectId, live: &LiveObject) -> bool {
+        let controllers = self.of_route(id, live);
+        let accepts = |controller: &&String| {
+            member::ingest_route_acceptance(&live.content, controller)
+                .is_some_and(|(accepted, ..)| accepted)
+        };
+        !controllers.is_empty() && controllers.iter().all(accepts)
+    }
+
+    /// The controllers of a route's gateways.
+    fn of_route(&self, id: &ObjectId, live: &LiveObject) -> BTreeSet<&String> {
         let text =
             |value: &Json, key: &str| value.get(key).and_then(Json::as_str).map(str::to_owned);
         let parents = live.content.pointer("/spec/parentRefs").and_then(Json::as_array);
-        let controllers: BTreeSet<&String> = parents
+        parents
             .into_iter()
             .flatten()
             .filter_map(|parent| {
@@ -244,12 +263,7 @@ impl Controllers {
                     text(parent, "namespace").unwrap_or_else(|| id.namespace.to_string());
                 self.0.get(&(namespace, text(parent, "name")?))
             })
-            .collect();
-        controllers.into_iter().find_map(|controller| {
-            let (accepted, reason, message) =
-                member::ingest_route_acceptance(&live.content, controller)?;
-            (!accepted).then_some((reason, message))
-        })
+            .collect()
     }
 }
 

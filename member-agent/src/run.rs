@@ -15,6 +15,9 @@ use fairlead_model::bundle::{Bundle, Peer};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::{ClusterUid, MemberId, PlanNumber};
 use fairlead_proto::ledger::ledger_to_bundle;
+use fairlead_telemetry::export::Exporter;
+use fairlead_telemetry::queue::Queue;
+use fairlead_telemetry::span::{TraceContext, Tracer};
 use fairlead_translate::ingest::member::AgentConfig;
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,8 +44,11 @@ use crate::metrics::Metrics;
 use crate::observe::{Facts, Observer};
 use crate::probe::Prober;
 use crate::publish::{Publisher, token_id};
+use crate::relay::Relay;
+use crate::relay::enrich::Strip;
 use crate::secret::Secrets;
-use crate::uplink::{LinkState, Uplink};
+use crate::spans;
+use crate::uplink::{LinkState, Taken, Uplink};
 use crate::watch::watch_kind;
 
 /// Runs the agent until it is told to stop.
@@ -89,7 +95,8 @@ async fn start(
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     let clock = Clock::start();
-    let metrics = Arc::new(Metrics::default());
+    let (queue, exporter) = open_backend(args)?;
+    let metrics = Arc::new(Metrics::new(queue.as_deref().map(Queue::counts)));
     let namespace: Arc<str> = args.namespace.as_str().into();
 
     // What there is.
@@ -127,6 +134,17 @@ async fn start(
     }
     tasks.spawn(endless(facts::keep_facts(client.clone(), uid.clone(), facts_tx)));
 
+    // What gateways say of requests.
+    let strip = Strip::of(&args.relay_strip);
+    let tracer = Tracer::new(queue.clone(), args.trace_ratio, spans::resource(&args.member, &uid));
+    let relay = Relay::new(&args.member, &uid, strip, queue, metrics.relay());
+    let relay = Arc::new(relay);
+    if let Some(exporter) = exporter {
+        tasks.spawn(endless(exporter.run()));
+    }
+    let relay_serve = relay.clone().serve(args.otlp_listen, args.otlp_http_listen);
+    spawn_server(tasks, "--otlp-listen or --otlp-http-listen", relay_serve);
+
     // Who we are to peers and to the hub.
     let secrets = Secrets::new(client.clone(), &namespace);
     tasks.spawn(endless(keep_crossing(secrets.clone(), uid.clone(), crossing_tx)));
@@ -143,16 +161,21 @@ async fn start(
     let bundles = Bundles::new(clock);
     let kept = match &args.bundle {
         Some(path) => {
-            bundles.take(read_bundle(path)?);
+            bundles.take(read_bundle(path)?, None);
             None
         }
         None => disk.bundle(),
     };
     if let Some((number, ledger)) = &kept {
         info!(plan = %number, "goes on with the bundle of before");
-        bundles.take_ledger(*number, ledger);
+        bundles.take_ledger(*number, ledger, None);
     }
     let (held, peers) = (bundles.held.subscribe(), bundles.peers.subscribe());
+    let (traffic_tx, traffic) = watch::channel(None);
+    let percent = args.gateway_sampling_percent;
+    tasks.spawn(endless(relay.clone().tell_traffic(percent, traffic_tx)));
+    let known = relay.keep_known(held.clone(), overlay.clone(), snapshot.clone());
+    tasks.spawn(endless(known));
     let prober =
         Prober { clock, peers, crossing: crossing.clone(), report: report_tx, disk: disk.clone() };
     tasks.spawn(endless(prober.run()));
@@ -192,6 +215,7 @@ async fn start(
         applied: applied_tx,
         overlay: overlay_tx,
         metrics: metrics.clone(),
+        tracer,
     };
     tasks.spawn(endless(applier.run()));
 
@@ -235,6 +259,7 @@ async fn start(
         applied,
         probes: report,
         overlay,
+        traffic,
         bundles: bundles_tx,
         state: link_tx,
         metrics,
@@ -254,6 +279,14 @@ fn spawn_server(
     server: impl Future<Output = std::io::Result<()>> + Send + 'static,
 ) {
     tasks.spawn(async move { server.await.with_context(|| format!("cannot serve at {flag}")) });
+}
+
+/// The way to the OTLP backend, if one is named.
+fn open_backend(args: &RunArgs) -> anyhow::Result<(Option<Arc<Queue>>, Option<Exporter>)> {
+    let Some(backend) = args.backend.backend()? else { return Ok((None, None)) };
+    let queue = Arc::new(Queue::new(args.backend.queue_bytes()));
+    let exporter = Exporter::new(queue.clone(), &backend)?;
+    Ok((Some(queue), Some(exporter)))
 }
 
 fn read_config(path: &Path) -> anyhow::Result<AgentConfig> {
@@ -314,16 +347,16 @@ impl Bundles {
         Self { clock, held: watch::Sender::new(None), peers: watch::Sender::new(Arc::default()) }
     }
 
-    fn take_ledger(&self, number: PlanNumber, ledger: &Ledger) {
+    fn take_ledger(&self, number: PlanNumber, ledger: &Ledger, trace: Option<TraceContext>) {
         let (mut bundle, notes) = ledger_to_bundle(ledger);
         for note in notes {
             warn!(subject = %note.subject, reason = %note.reason, detail = %note.message, "part of a bundle left out");
         }
         bundle.number = number;
-        self.take(bundle);
+        self.take(bundle, trace);
     }
 
-    fn take(&self, bundle: Bundle) {
+    fn take(&self, bundle: Bundle, trace: Option<TraceContext>) {
         let peers = bundle.peers.clone();
         self.peers.send_if_modified(|held| {
             let changed = **held != peers;
@@ -332,7 +365,7 @@ impl Bundles {
             }
             changed
         });
-        self.held.send_replace(Some(Arc::new(Held { bundle, at: self.clock.now() })));
+        self.held.send_replace(Some(Arc::new(Held { bundle, at: self.clock.now(), trace })));
     }
 }
 
@@ -343,13 +376,9 @@ async fn hold(bundles: Bundles) {
 }
 
 /// Takes bundles from the hub: first they count, then they are kept.
-async fn keep_bundles(
-    bundles: Bundles,
-    mut incoming: mpsc::Receiver<(PlanNumber, Ledger)>,
-    disk: Disk,
-) {
-    while let Some((number, ledger)) = incoming.recv().await {
-        bundles.take_ledger(number, &ledger);
+async fn keep_bundles(bundles: Bundles, mut incoming: mpsc::Receiver<Taken>, disk: Disk) {
+    while let Some(Taken { number, ledger, trace_parent }) = incoming.recv().await {
+        bundles.take_ledger(number, &ledger, trace_parent.parse().ok());
         let disk = disk.clone();
         let kept = tokio::task::spawn_blocking(move || disk.keep_bundle(number, &ledger)).await;
         match kept {

@@ -11,6 +11,7 @@ use fairlead_model::health::ProbeReport;
 use fairlead_model::ledger::Ledger;
 use fairlead_model::session::{ApplyReport, FromAgent, FromHub, OverlayReport};
 use fairlead_model::snapshot::Snapshot;
+use fairlead_model::traffic::TrafficReport;
 use fairlead_model::{Millis, PlanNumber};
 use fairlead_proto::convert::{HubAssembler, agent_messages};
 use fairlead_proto::ledger::snapshot_to_ledger;
@@ -25,6 +26,7 @@ use crate::clock::Clock;
 use crate::dial;
 use crate::identity::{Identities, IdentityError};
 use crate::metrics::Metrics;
+use crate::spans;
 use crate::tls::Trust;
 
 /// Messages that wait for a slow network; a snapshot is cut into parts of 256 KiB.
@@ -47,6 +49,17 @@ pub struct LinkState {
     pub refused: Option<String>,
 }
 
+/// A bundle that counts from now on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Taken {
+    /// Its number.
+    pub number: PlanNumber,
+    /// It.
+    pub ledger: Ledger,
+    /// W3C context of the change that it came from; empty when the hub gave none.
+    pub trace_parent: String,
+}
+
 /// What the loop is made of.
 pub struct Uplink {
     /// Time.
@@ -63,8 +76,10 @@ pub struct Uplink {
     pub probes: watch::Receiver<ProbeReport>,
     /// The overlay.
     pub overlay: watch::Receiver<Option<OverlayReport>>,
+    /// What gateways did.
+    pub traffic: watch::Receiver<Option<TrafficReport>>,
     /// Where bundles go.
-    pub bundles: mpsc::Sender<(PlanNumber, Ledger)>,
+    pub bundles: mpsc::Sender<Taken>,
     /// For /readyz.
     pub state: watch::Sender<LinkState>,
     /// Counters.
@@ -96,6 +111,8 @@ struct Stream {
     task: Option<AbortHandle>,
     events: Option<mpsc::Receiver<Event>>,
     outbox: Option<mpsc::Sender<pb::AgentMessage>>,
+    /// The trace of the newest bundle that was heard of.
+    trace_parent: String,
 }
 
 impl Drop for Stream {
@@ -130,6 +147,10 @@ impl Uplink {
                 Ok(()) = self.overlay.changed() => {
                     let Some(report) = self.overlay.borrow_and_update().clone() else { continue };
                     Input::Overlay(report)
+                }
+                Ok(()) = self.traffic.changed() => {
+                    let Some(report) = self.traffic.borrow_and_update().clone() else { continue };
+                    Input::Traffic(report)
                 }
             };
             self.step(input, &mut stream).await;
@@ -184,9 +205,13 @@ impl Uplink {
                 true
             }
             Output::Bundle(number, ledger) => {
-                info!(plan = %number, entries = ledger.entries().len(), "took a bundle");
+                let trace_parent = std::mem::take(&mut stream.trace_parent);
+                info!(
+                    plan = %number, entries = ledger.entries().len(),
+                    trace_id = spans::trace_id(&trace_parent), "took a bundle"
+                );
                 // The receiver lives as long as the process.
-                let _ = self.bundles.send((number, ledger)).await;
+                let _ = self.bundles.send(Taken { number, ledger, trace_parent }).await;
                 true
             }
         }
@@ -205,7 +230,12 @@ impl Uplink {
                 stream.outbox = Some(outbox);
                 Some(Input::Connected)
             }
-            Some(Event::Heard(message)) => Some(Input::Heard(message)),
+            Some(Event::Heard(message)) => {
+                if let FromHub::Bundle(update) = &message {
+                    stream.trace_parent.clone_from(&update.trace_parent);
+                }
+                Some(Input::Heard(message))
+            }
             Some(Event::Ended(why)) => {
                 trouble(why);
                 *stream = Stream::default();
@@ -255,7 +285,8 @@ fn dial_in_background(identities: Arc<Identities>) -> Stream {
         // The loop may have turned to another stream: then nobody wants to know.
         let _ = events_tx.send(Event::Ended(trouble)).await;
     });
-    Stream { task: Some(task.abort_handle()), events: Some(events), outbox: None }
+    let (task, events) = (Some(task.abort_handle()), Some(events));
+    Stream { task, events, outbox: None, trace_parent: String::new() }
 }
 
 type Client = FleetClient<tonic::transport::Channel>;

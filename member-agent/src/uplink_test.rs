@@ -21,6 +21,7 @@ use std::sync::Mutex;
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, Streaming};
 
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const URI: &str = "spiffe://fairlead.dev/member/east/uid-east";
 
 /// A hub that signs for whoever has the token and hands messages to the test.
@@ -268,7 +269,7 @@ async fn a_certificate_for_somebody_else_is_not_taken() {
 struct Agent {
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     applied: watch::Sender<Option<ApplyReport>>,
-    bundles: mpsc::Receiver<(PlanNumber, Ledger)>,
+    bundles: mpsc::Receiver<Taken>,
     state: watch::Receiver<LinkState>,
     _dir: tempfile::TempDir,
     _keep: (watch::Sender<ProbeReport>, watch::Sender<Option<OverlayReport>>),
@@ -297,6 +298,7 @@ fn start_agent(hub: &TestHub) -> Agent {
         applied: applied_rx,
         probes: probes_rx,
         overlay: overlay_rx,
+        traffic: watch::channel(None).1,
         bundles: bundles_tx,
         state: state_tx,
         metrics: Arc::default(),
@@ -314,7 +316,7 @@ fn bundle(counter: u64, entries: usize) -> (PlanNumber, Ledger, FromHub) {
         base: None,
         delta: ledger.full(),
         caused_at: wall_now(),
-        trace_parent: String::new(),
+        trace_parent: TRACE.to_owned(),
     };
     (number, ledger, FromHub::Bundle(update))
 }
@@ -336,7 +338,8 @@ async fn a_session_reports_takes_bundles_and_claims_them_after_a_reconnect() {
     // Large enough to come in parts.
     let (number, ledger, message) = bundle(1, 1_000);
     end.says(message).await;
-    assert_eq!(agent.bundles.recv().await, Some((number, ledger.clone())));
+    let taken = Taken { number, ledger: ledger.clone(), trace_parent: TRACE.to_owned() };
+    assert_eq!(agent.bundles.recv().await, Some(taken));
     let report = ApplyReport { number, complete: true, ..ApplyReport::default() };
     agent.applied.send_replace(Some(report.clone()));
     assert_eq!(end.hears().await, FromAgent::Applied(report.clone()));

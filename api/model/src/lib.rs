@@ -18,6 +18,7 @@ pub mod reason;
 pub mod recipe;
 pub mod session;
 pub mod snapshot;
+pub mod traffic;
 pub mod view;
 
 /// Raw JSON, for what must survive unread: route rules, gateway specs, rendered objects.

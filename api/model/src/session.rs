@@ -6,10 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::ProbeReport;
 use crate::ledger::{Delta, Digest};
+use crate::traffic::TrafficReport;
 use crate::{ClusterUid, MemberId, Millis, ObjectId, PlanNumber, Reason, SnapshotNumber};
 
 /// Version of the protocol that this code speaks. One minor of skew either way works.
-pub const PROTOCOL: Protocol = Protocol { major: 1, minor: 0 };
+pub const PROTOCOL: Protocol = Protocol { major: 1, minor: 1 };
+/// The minor version from which on a hub takes [`FromAgent::Traffic`].
+pub const TRAFFIC_SINCE: u32 = 1;
 
 /// Version of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -33,6 +36,8 @@ pub enum FromAgent {
     Probes(ProbeReport),
     /// Which overlay it applies at present.
     Overlay(OverlayReport),
+    /// What its gateways did.
+    Traffic(TrafficReport),
     /// It is alive.
     Heartbeat(Millis),
 }

@@ -197,3 +197,33 @@ pub struct MemberShare {
     /// The same in a sentence with names and numbers.
     pub message: String,
 }
+
+/// Requests of a rule from one entry to one target at present, `GET /api/v1/traffic`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FlowView {
+    /// `kind/namespace/name` of the global route.
+    pub route: String,
+    /// Index of the rule.
+    pub rule: u16,
+    /// `namespace/name:port`; empty when it is not known.
+    pub backend: String,
+    /// Where requests came in.
+    pub entry: MemberId,
+    /// Who answers.
+    pub target: MemberId,
+    /// Requests per second.
+    pub per_second: f64,
+    /// Share of them that failed, 0 to 1.
+    pub error_share: f64,
+    /// Half of them took at most so long; none when it is beyond the last bucket.
+    pub p50_ms: Option<u64>,
+    /// 99 % of them took at most so long; none when it is beyond the last bucket.
+    pub p99_ms: Option<u64>,
+}
+
+impl FlowView {
+    /// What tells one from another, in the order of tables.
+    pub fn key(&self) -> (&str, u16, &str, &MemberId, &MemberId) {
+        (&self.route, self.rule, &self.backend, &self.entry, &self.target)
+    }
+}

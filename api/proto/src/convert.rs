@@ -7,6 +7,7 @@ use fairlead_model::session::{
     ApplyReport, BundleUpdate, Exception, FromAgent, FromHub, Hello, OverlayReport, Protocol,
     SnapshotUpdate, Welcome,
 };
+use fairlead_model::traffic::{FLOWS_MAX, Flow, FlowCounts, TrafficReport};
 use fairlead_model::{ClusterUid, MemberId, Millis, ObjectId, PlanNumber, Reason, SnapshotNumber};
 
 use crate::parts::{Assembler, cut, digest};
@@ -23,6 +24,7 @@ pub fn agent_messages(message: &FromAgent) -> Vec<pb::AgentMessage> {
         FromAgent::Applied(report) => one(AgentBody::Applied(applied_to_pb(report))),
         FromAgent::Probes(report) => one(AgentBody::Probes(probes_to_pb(report))),
         FromAgent::Overlay(report) => one(AgentBody::Overlay(overlay_to_pb(report))),
+        FromAgent::Traffic(report) => one(AgentBody::Traffic(traffic_to_pb(report))),
         FromAgent::Heartbeat(now) => one(AgentBody::Heartbeat(pb::Heartbeat { now_ms: now.0 })),
     }
 }
@@ -63,6 +65,7 @@ impl AgentAssembler {
             AgentBody::Applied(report) => Some(FromAgent::Applied(applied_from_pb(report))),
             AgentBody::Probes(report) => Some(FromAgent::Probes(probes_from_pb(report))),
             AgentBody::Overlay(report) => Some(FromAgent::Overlay(overlay_from_pb(report))),
+            AgentBody::Traffic(report) => Some(FromAgent::Traffic(traffic_from_pb(report))),
             AgentBody::Heartbeat(beat) => Some(FromAgent::Heartbeat(Millis(beat.now_ms))),
         })
     }
@@ -292,6 +295,47 @@ fn overlay_from_pb(report: pb::OverlayReport) -> OverlayReport {
         number: plan_number_from_pb(report.number).unwrap_or_default(),
         out: report.out.into_iter().filter_map(out).collect(),
         rules: report.rules,
+    }
+}
+
+fn traffic_to_pb(report: &TrafficReport) -> pb::TrafficReport {
+    let flow = |(flow, counts): (&Flow, &FlowCounts)| pb::TrafficFlow {
+        route: flow.route.clone(),
+        rule: flow.rule.into(),
+        backend: flow.backend.clone(),
+        target: flow.target.to_string(),
+        requests: counts.requests,
+        errors: counts.errors,
+        latency: counts.latency.to_vec(),
+    };
+    pb::TrafficReport {
+        span_ms: report.span_ms,
+        sampled: report.sampled,
+        flows: report.flows.iter().take(FLOWS_MAX).map(flow).collect(),
+        left_out: report.left_out,
+    }
+}
+
+fn traffic_from_pb(report: pb::TrafficReport) -> TrafficReport {
+    let flow = |found: pb::TrafficFlow| {
+        let flow = Flow {
+            route: found.route,
+            rule: u16::try_from(found.rule).ok()?,
+            backend: found.backend,
+            target: MemberId::new(&found.target).ok()?,
+        };
+        let mut counts =
+            FlowCounts { requests: found.requests, errors: found.errors, ..FlowCounts::default() };
+        for (bucket, count) in counts.latency.iter_mut().zip(found.latency) {
+            *bucket = count;
+        }
+        Some((flow, counts))
+    };
+    TrafficReport {
+        span_ms: report.span_ms,
+        sampled: report.sampled,
+        flows: report.flows.into_iter().take(FLOWS_MAX).filter_map(flow).collect(),
+        left_out: report.left_out,
     }
 }
 

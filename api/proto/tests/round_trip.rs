@@ -18,6 +18,7 @@ use fairlead_model::snapshot::{
     Address, ClusterFacts, Consent, DoorState, EndpointCounts, GatewayClassState, GatewayRole,
     GatewayState, GrantFrom, Knock, ListenerState, PortState, ServiceState, Snapshot,
 };
+use fairlead_model::traffic::{Flow, FlowCounts, Outcome, TrafficReport};
 use fairlead_model::{
     ClusterUid, MemberId, Millis, NsName, ObjectId, PlanNumber, Reason, RouteKind, SnapshotNumber,
 };
@@ -238,11 +239,33 @@ fn every_agent_message_survives() {
             out: [(member("west"), Reason::DoorRefused)].into(),
             rules: 2,
         }),
+        FromAgent::Traffic(TrafficReport {
+            span_ms: 5_000,
+            sampled: 10_000,
+            flows: [(flow(), counts())].into(),
+            left_out: 1,
+        }),
         FromAgent::Heartbeat(Millis(9)),
     ];
     for message in all {
         assert_eq!(agent_round_trip(&message), message);
     }
+}
+
+fn flow() -> Flow {
+    Flow {
+        route: "HTTPRoute/shop/cart".to_owned(),
+        rule: 1,
+        backend: "shop/cart:80".to_owned(),
+        target: member("west"),
+    }
+}
+
+fn counts() -> FlowCounts {
+    let mut counts = FlowCounts::default();
+    counts.add(7, Outcome::Answered);
+    counts.add(70_000, Outcome::Failed);
+    counts
 }
 
 #[test]

@@ -8,6 +8,7 @@ use fairlead_model::{MemberId, NsName, Reason, RouteKey};
 
 use crate::args::Connection;
 use crate::cluster::Cluster;
+use crate::command::top;
 use crate::failure::Failure;
 use crate::hub_api::HubApi;
 use crate::output::{self, Format, list, percent};
@@ -45,7 +46,15 @@ pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<(
         Wanted::AnyKind(name) => choose(&name, &hub.routes().await?)?,
     };
     let explanation = hub.explain(&route, args.from.as_ref()).await?;
-    output::show(args.output, &explanation, || tree(&explanation));
+    // Figures come on top of the answer; a hub that has none is no reason not to answer.
+    let mut flows = hub.traffic().await.unwrap_or_default();
+    flows.retain(|flow| {
+        flow.route == route.to_string() && args.from.as_ref().is_none_or(|from| flow.entry == *from)
+    });
+    output::show(args.output, &explanation, || match flows.is_empty() {
+        true => tree(&explanation),
+        false => format!("{}\n\nNow:\n{}", tree(&explanation), top::table(&flows)),
+    });
     Ok(())
 }
 

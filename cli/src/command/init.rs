@@ -38,6 +38,9 @@ pub(crate) struct InitArgs {
     /// Address at which agents of other clusters reach the hub.
     #[arg(long, value_name = "https://HOST:PORT", value_parser = install::parse_hub_url)]
     advertise: Option<String>,
+    /// OTLP endpoint of your OpenTelemetry backend, as http://host:4317, for the hub's own traces.
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// What leads other clusters to the hub.
     #[arg(long, value_enum, default_value_t)]
     expose: Expose,
@@ -74,6 +77,7 @@ impl InitArgs {
             namespace,
             image: self.image.as_deref().unwrap_or(&default_image),
             advertise: self.advertise.as_deref(),
+            otlp_endpoint: self.otlp_endpoint.as_deref(),
             expose: self.expose,
             store: if self.ephemeral { HubStore::Pod } else { HubStore::Volume },
         })

@@ -59,6 +59,9 @@ pub(crate) struct JoinArgs {
     /// GatewayClass for Gateways that Fairlead creates here; without it the only accepted one.
     #[arg(long, value_name = "NAME")]
     gateway_class: Option<String>,
+    /// OTLP endpoint of your OpenTelemetry backend, as http://host:4317; see docs/guide/traces.md.
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// File with what this cluster lets the hub do (agent.yaml); see docs/guide/cli.md.
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
@@ -147,6 +150,7 @@ fn objects(home: &str, args: &JoinArgs, class: Option<&str>, config: Option<&str
         region: args.region.as_deref(),
         zone: args.zone.as_deref(),
         gateway_class: class,
+        otlp_endpoint: args.otlp_endpoint.as_deref(),
         config,
     })
 }

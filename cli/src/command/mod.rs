@@ -14,6 +14,8 @@ pub(crate) mod migrate;
 pub(crate) mod plan;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod top;
+pub(crate) mod trace;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
@@ -35,6 +37,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Undrain(args) => drain::run_undrain(connection, &args).await,
         Command::Migrate(args) => migrate::run(connection, &args).await,
         Command::Plan(args) => plan::run(&args),
+        Command::Top(args) => top::run(connection, &args).await,
+        Command::Trace(args) => trace::run(&args).await,
         Command::Completion(args) => {
             completion::run(&args);
             Ok(())

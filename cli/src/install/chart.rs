@@ -20,11 +20,12 @@ const HEAD: &str = "# Made from deploy/chart/NAME by `UPDATE_GOLDEN=1 cargo test
 const HUB_VALUES: &str = "\
 advertise: '${advertise}'
 service: {type: '${service-type}'}
+extraArgs: ['--otlp-endpoint=${otlp-endpoint}']
 ";
 const AGENT_VALUES: &str = "\
 member: '${member}'
 hub: '${hub}'
-extraArgs: ['--region=${region}', '--zone=${zone}', '--gateway-class=${gateway-class}']
+extraArgs: ['--region=${region}', '--zone=${zone}', '--gateway-class=${gateway-class}', '--otlp-endpoint=${otlp-endpoint}']
 bootstrap: {token: '${token}', caHash: '${ca-hash}'}
 ";
 

@@ -43,6 +43,8 @@ pub(crate) struct HubValues<'a> {
     pub(crate) image: &'a str,
     /// Address that agents dial.
     pub(crate) advertise: Option<&'a str>,
+    /// OTLP endpoint of the user's backend.
+    pub(crate) otlp_endpoint: Option<&'a str>,
     /// Type of the Service for other clusters.
     pub(crate) expose: Expose,
     /// Where the hub's store lives.
@@ -82,6 +84,7 @@ pub(crate) fn hub(values: &HubValues<'_>) -> Vec<Json> {
         ("namespace", Some(values.namespace)),
         ("image", Some(values.image)),
         ("advertise", values.advertise),
+        ("otlp-endpoint", values.otlp_endpoint),
         ("service-type", service_type),
         ("version", Some(VERSION)),
     ]);
@@ -129,6 +132,8 @@ pub(crate) struct AgentValues<'a> {
     pub(crate) zone: Option<&'a str>,
     /// Class for Gateways that Fairlead creates.
     pub(crate) gateway_class: Option<&'a str>,
+    /// OTLP endpoint of the user's backend.
+    pub(crate) otlp_endpoint: Option<&'a str>,
     /// Text of agent.yaml, when it is not the default.
     pub(crate) config: Option<&'a str>,
 }
@@ -145,6 +150,7 @@ pub(crate) fn agent(values: &AgentValues<'_>) -> Vec<Json> {
         ("region", values.region),
         ("zone", values.zone),
         ("gateway-class", values.gateway_class),
+        ("otlp-endpoint", values.otlp_endpoint),
         ("version", Some(VERSION)),
     ]);
     let mut objects = filled(AGENT_YAML, &filling);
@@ -223,6 +229,7 @@ mod tests {
             namespace: "fs",
             image: "hub:1",
             advertise: None,
+            otlp_endpoint: None,
             expose: Expose::Own,
             store: HubStore::Volume,
         }
@@ -274,6 +281,7 @@ mod tests {
             region: None,
             zone: None,
             gateway_class: None,
+            otlp_endpoint: None,
             config: Some("exportPolicy: All\n"),
         };
         let objects = agent(&values);

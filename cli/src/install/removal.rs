@@ -85,6 +85,7 @@ fn installed_objects(home: &str) -> Vec<Json> {
         region: None,
         zone: None,
         gateway_class: None,
+        otlp_endpoint: None,
         config: None,
     })
 }

@@ -17,6 +17,7 @@ use fairlead_model::session::{
     ApplyReport, BundleUpdate, FromAgent, FromHub, Hello, OverlayReport, PROTOCOL, Protocol,
     Welcome,
 };
+use fairlead_model::traffic::TrafficReport;
 use fairlead_model::{ClusterUid, MemberId, Millis, Reason};
 
 use crate::intake::{Held, Intake, Verdict};
@@ -76,6 +77,8 @@ pub enum Output {
     Probes(ProbeReport),
     /// Which overlay it applies.
     Overlay(OverlayReport),
+    /// What its gateways did.
+    Traffic(TrafficReport),
     /// End the stream.
     Close(Close),
 }
@@ -268,6 +271,7 @@ impl Open {
             FromAgent::Applied(report) => self.applied(report),
             FromAgent::Probes(report) => vec![Output::Probes(report)],
             FromAgent::Overlay(report) => vec![Output::Overlay(report)],
+            FromAgent::Traffic(report) => vec![Output::Traffic(report)],
             FromAgent::Heartbeat(_) => self.heartbeat(),
         }
     }

@@ -295,7 +295,7 @@ impl Hub {
                         self.mark(now);
                     }
                 }
-                Output::Applied(_) | Output::Overlay(_) => {}
+                Output::Applied(_) | Output::Overlay(_) | Output::Traffic(_) => {}
                 Output::Close(_) => acts.extend(self.close(conn, now)),
             }
         }

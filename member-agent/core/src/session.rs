@@ -20,8 +20,9 @@ use fairlead_model::health::ProbeReport;
 use fairlead_model::ledger::{Digest, Ledger};
 use fairlead_model::session::{
     ApplyReport, BundleUpdate, FromAgent, FromHub, Hello, OverlayReport, PROTOCOL, SnapshotUpdate,
-    Welcome,
+    TRAFFIC_SINCE, Welcome,
 };
+use fairlead_model::traffic::TrafficReport;
 use fairlead_model::{ClusterUid, MemberId, Millis, PlanNumber, Reason, SnapshotNumber};
 
 use crate::own::exception;
@@ -71,6 +72,8 @@ pub enum Input {
     Probes(ProbeReport),
     /// The overlay changed.
     Overlay(OverlayReport),
+    /// What gateways did since the last report. Not kept: a report that nobody hears is old news.
+    Traffic(TrafficReport),
 }
 
 /// What the driver must do.
@@ -122,6 +125,8 @@ struct Open {
     in_flight: Option<(SnapshotNumber, Ledger)>,
     /// The hub has heard at least one number of this stream, so that it knows it is current.
     said_current: bool,
+    /// The hub knows traffic reports.
+    takes_traffic: bool,
 }
 
 /// The machine.
@@ -202,6 +207,11 @@ impl Session {
             Input::Overlay(report) => {
                 self.say_if_open(FromAgent::Overlay(report.clone()), &mut out);
                 self.overlay = Some(report);
+            }
+            Input::Traffic(report) => {
+                if matches!(&self.link, Link::Open(open) if open.takes_traffic) {
+                    out.push(Output::Say(FromAgent::Traffic(report)));
+                }
             }
         }
         self.say_snapshot(&mut out);
@@ -284,6 +294,7 @@ impl Session {
             base: resumed.map(|(_, ledger)| ledger.clone()),
             in_flight: None,
             said_current: false,
+            takes_traffic: welcome.protocol.minor >= TRAFFIC_SINCE,
         });
         let reports = [
             self.probes.clone().map(FromAgent::Probes),

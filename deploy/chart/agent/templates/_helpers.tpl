@@ -21,3 +21,27 @@ app.kubernetes.io/name: fairlead-agent
 {{ $repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 {{- end }}
+
+{{/*
+Flags about the backend that spans go to; nothing but what was set.
+*/}}
+{{- define "fairlead-agent.telemetry.args" -}}
+{{- with .Values.telemetry }}
+{{- if .otlp.endpoint }}
+- --otlp-endpoint={{ .otlp.endpoint }}
+- --otlp-protocol={{ .otlp.protocol }}
+- --otlp-compression={{ .otlp.compression }}
+- --otlp-queue-mib={{ .otlp.queueMiB }}
+{{- if .otlp.caConfigMap.name }}
+- --otlp-certificate=/etc/fairlead-otlp/ca.crt
+{{- end }}
+- --trace-ratio={{ .traceRatio }}
+{{- end }}
+{{- if ne (.gatewaySamplingPercent | float64) 100.0 }}
+- --gateway-sampling-percent={{ .gatewaySamplingPercent }}
+{{- end }}
+{{- range .stripAttributes }}
+- --relay-strip={{ . }}
+{{- end }}
+{{- end }}
+{{- end }}

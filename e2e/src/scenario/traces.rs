@@ -1,0 +1,140 @@
+//! Traces: gateways send their spans to the agents, and a real Jaeger shows who answered.
+//!
+//! Facts: t1 one trace with all attributes, t2 the graph of services, t3 attribution while a member
+//! dies, t4 a backend that is away. Leaves the world as it was, but for the tracing of its gateways,
+//! which it takes out again, too.
+
+mod backend;
+mod control;
+mod crossing;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use futures::{StreamExt, stream};
+
+use super::spine;
+use crate::{
+    fleet::{
+        Fleet, entry,
+        program::build_programs,
+        shop,
+        tracing::{Sent, send, trace_gateways, untrace_gateways},
+    },
+    jaeger::{Jaeger, Span, Trace},
+    report::Facts,
+    tool,
+    wait::{self, Look},
+    world::World,
+};
+
+const EAST: &str = "east";
+const WEST: &str = "west";
+const SOUTH: &str = "south";
+/// Requests at a time.
+const AT_ONCE: usize = 12;
+/// How long spans may take to Jaeger: Envoy and the relay gather them for a moment.
+const ARRIVE_LIMIT: Duration = Duration::from_secs(60);
+/// Traces of one question; its URL must not grow without end.
+const QUESTION: usize = 100;
+
+/// The world with Fairlead and Jaeger.
+struct Stage<'w> {
+    fleet: Fleet<'w>,
+    jaeger: Jaeger,
+}
+
+pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
+    tokio::task::spawn_blocking(build_programs).await??;
+    let program = tokio::task::spawn_blocking(tool::ensure_jaeger).await??;
+    let jaeger = Jaeger::start(world, program).await?;
+    let stage = Stage { fleet: Fleet::new(world)?, jaeger };
+    let told = tell(&stage, facts).await;
+    let cleaned = clean_up(&stage).await.context("taking Fairlead out of the world again");
+    told.and(cleaned)
+}
+
+async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
+    let fleet = &stage.fleet;
+    fleet.init_with(&format!("--otlp-endpoint {}", stage.jaeger.endpoint())).await?;
+    for member in fleet.world().members() {
+        let flags = format!("--otlp-endpoint {}", stage.jaeger.endpoint());
+        fleet.join_with(member.name(), &flags).await?;
+        trace_gateways(fleet.world(), member.name()).await?;
+    }
+    fleet.open_shop(WEST).await.context("opening the shop")?;
+    for path in [shop::CART, shop::CATALOG] {
+        fleet.wait_live(path).await?;
+    }
+    fleet.wait_settled().await?;
+    facts.look("t1", "a request that crosses is one trace", crossing::one_trace(stage)).await;
+    facts.look("t2", "the graph of services counts what crossed", crossing::graph(stage)).await;
+    control::play(stage, facts).await;
+    facts
+        .look("t5", "while a member dies, spans name who answered", crossing::attribution(stage))
+        .await;
+    facts
+        .look("t6", "a backend that is away harms nobody and gets the rest", backend::away(stage))
+        .await;
+    Ok(())
+}
+
+async fn clean_up(stage: &Stage<'_>) -> Result<()> {
+    let world = stage.fleet.world();
+    for member in world.members() {
+        untrace_gateways(world, member.name()).await?;
+    }
+    spine::clean_up(&stage.fleet).await?;
+    stage.jaeger.kill().await;
+    Ok(())
+}
+
+/// Sends many, through these entries in turn.
+async fn send_many(entries: &[SocketAddr], path: &str, requests: usize) -> Vec<Sent> {
+    let path: Arc<str> = path.into();
+    let sends = (0..requests).map(|n| {
+        let (address, path) = (entries[n % entries.len()], path.clone());
+        async move { send(address, &path).await }
+    });
+    stream::iter(sends).buffer_unordered(AT_ONCE).collect().await
+}
+
+async fn entries(stage: &Stage<'_>, members: &[&str]) -> Result<Vec<SocketAddr>> {
+    let mut found = Vec::new();
+    for member in members {
+        found.push(entry(stage.fleet.world().member(member)?).await?);
+    }
+    Ok(found)
+}
+
+/// The last span of the entry's gateway towards a target.
+fn entry_span(trace: &Trace) -> Option<&Span> {
+    let towards = trace
+        .spans
+        .iter()
+        .filter(|span| span.text("fairlead.hop") == "entry" && span.text("span.kind") == "client");
+    towards.max_by_key(|span| span.start_time)
+}
+
+/// Waits until Jaeger has traces that `fits` takes, and gives them.
+async fn traces(
+    jaeger: &Jaeger,
+    ids: &[&str],
+    fits: impl Fn(&Trace) -> bool,
+) -> Result<Vec<Trace>> {
+    let mut found = Vec::new();
+    for ids in ids.chunks(QUESTION) {
+        let what = format!("{} traces to be in Jaeger", ids.len());
+        let mut got = wait::until(&what, ARRIVE_LIMIT, || async {
+            let traces = jaeger.traces(ids).await?;
+            let whole = traces.iter().filter(|trace| fits(trace)).count();
+            Ok(match whole == ids.len() {
+                true => Look::Done(traces),
+                false => Look::Not(format!("{whole} are whole")),
+            })
+        })
+        .await?;
+        found.append(&mut got);
+    }
+    Ok(found)
+}
