@@ -138,10 +138,12 @@ fn files() -> Vec<(String, String)> {
         for entry in fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            // In a worktree of git, `.git` is a file with a path of this machine.
+            if ["target", ".git"].contains(&name.as_str()) {
+                continue;
+            }
             if path.is_dir() && !path.is_symlink() {
-                if !["target", ".git"].contains(&name.as_str()) {
-                    folders.push(path);
-                }
+                folders.push(path);
             } else if let Ok(text) = fs::read_to_string(&path) {
                 let inside = path.strip_prefix(root()).unwrap();
                 found.push((inside.display().to_string(), text));
