@@ -65,7 +65,7 @@ pub const ALL: &[Bench] = &[
         name: "relay",
         about: "the OTLP relay of an agent beside Jaeger's collector doing the same: spans per core, memory",
         members: 1,
-        run: |world| Box::pin(relay::run(world)),
+        run: |world, _| Box::pin(relay::run(world)),
     },
 ];
 

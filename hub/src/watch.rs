@@ -320,7 +320,8 @@ fn is_unserved(error: &watcher::Error) -> bool {
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => status,
         _ => return false,
     };
-    status.is_not_found()
+    // A group of which nothing is served answers in plain text, without a reason.
+    status.is_not_found() || status.code == 404
 }
 
 fn describe(error: &watcher::Error) -> String {

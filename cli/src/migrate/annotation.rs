@@ -131,10 +131,10 @@ fn read_nginx(
         "force-ssl-redirect" if is_true(value) => settings.to_https = ToHttps::Always,
         "force-ssl-redirect" => {}
         "permanent-redirect" => {
-            redirect(value, 301, other("permanent-redirect-code"), settings, told)
+            redirect(value, 301, other("permanent-redirect-code"), settings, told);
         }
         "temporal-redirect" => {
-            redirect(value, 302, other("temporal-redirect-code"), settings, told)
+            redirect(value, 302, other("temporal-redirect-code"), settings, told);
         }
         "permanent-redirect-code" | "temporal-redirect-code" => {}
         "proxy-read-timeout" | "proxy-send-timeout" => timeout(name, value, settings, told),
@@ -229,7 +229,7 @@ fn cors(name: &str, value: &str, enabled: bool, settings: &mut Settings, told: &
         "cors-allow-headers" => drop(cors.insert("allowHeaders".into(), json!(list(value)))),
         "cors-expose-headers" => drop(cors.insert("exposeHeaders".into(), json!(list(value)))),
         "cors-allow-credentials" => {
-            drop(cors.insert("allowCredentials".into(), json!(is_true(value))))
+            drop(cors.insert("allowCredentials".into(), json!(is_true(value))));
         }
         "cors-max-age" => {
             let age = value.parse::<u32>().unwrap_or(1_728_000).max(1);
@@ -272,7 +272,7 @@ fn read_other(key: &str, value: &str, settings: &mut Settings, told: &mut Told) 
     match key {
         "konghq.com/strip-path" => settings.strip_path = is_true(value),
         "alb.ingress.kubernetes.io/ssl-redirect" | "konghq.com/https-redirect-status-code" => {
-            settings.to_https = ToHttps::Always
+            settings.to_https = ToHttps::Always;
         }
         "ingress.kubernetes.io/force-ssl-redirect"
         | "ingress.kubernetes.io/ssl-redirect"

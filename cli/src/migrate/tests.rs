@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::yaml;
+use crate::{output, yaml};
 
 fn options() -> Options {
     Options { gateway: NsName::new("infra", "public") }
@@ -25,8 +25,9 @@ fn ingresses_come_to_what_is_written_down() {
     assert!(files.len() >= 20);
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap();
-        let got = yaml::write(&migrated(&text));
-        let golden = folder.join("golden/ingress").join(path.file_name().unwrap());
+        let got = output::json(&migrated(&text)) + "\n";
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let golden = folder.join("golden/ingress").join(format!("{name}.json"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(&golden, &got).unwrap();
         }

@@ -160,7 +160,8 @@ fn listener_status(
         _ => Wanted::new(keys::CONDITION_CONFLICTED, "False", "NoConflicts", ""),
     };
     let resolved = resolved(listener);
-    let mut programmed = programmed(listener.accepted.is_yes(), &facts.members);
+    let usable = listener.accepted.is_yes() && listener.certificates.is_none();
+    let mut programmed = programmed(usable, &facts.members);
     programmed.message.clear(); // Said once, at the Gateway.
     let ours = [
         keys::CONDITION_ACCEPTED,
