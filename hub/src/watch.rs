@@ -45,7 +45,7 @@ const fn own(name: &'static str, plural: &'static str) -> Kind {
 }
 
 /// Every kind that the hub reads.
-pub const KINDS: [Kind; 13] = [
+pub const KINDS: [Kind; 14] = [
     gateway("GatewayClass", &["v1"], "gatewayclasses"),
     gateway("Gateway", &["v1"], "gateways"),
     gateway("HTTPRoute", &["v1"], "httproutes"),
@@ -64,6 +64,7 @@ pub const KINDS: [Kind; 13] = [
     },
     own("MemberCluster", "memberclusters"),
     own("TrafficPolicy", "trafficpolicies"),
+    own("DNSPolicy", "dnspolicies"),
 ];
 
 /// First pause after an error.

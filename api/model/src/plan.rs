@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::{Published, Zones};
 use crate::policy::GlobalRoute;
 use crate::recipe::Recipe;
 use crate::snapshot::Address;
@@ -28,6 +29,12 @@ pub struct MemberPlan {
     pub peers: BTreeMap<MemberId, PeerPlan>,
     /// Its own door; none when it has no class for one, or nobody needs it.
     pub door: Option<DoorPlan>,
+    /// Zones that its agent answers for: the same in every member.
+    #[serde(default)]
+    pub zones: Arc<Zones>,
+    /// Names that it alone writes for ExternalDNS, by DNSPolicy.
+    #[serde(default)]
+    pub published: BTreeMap<NsName, Published>,
 }
 
 /// A global gateway as one member serves it.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::DnsPolicy;
 use crate::recipe::{Split, WhenUnavailable};
 use crate::snapshot::Address;
 use crate::{ClusterUid, Json, MemberId, Millis, Note, NsName, RouteKey, ServicePort};
@@ -23,6 +24,8 @@ pub struct Policy {
     pub gateways: BTreeMap<NsName, GlobalGateway>,
     /// Global routes with at least one accepted parent.
     pub routes: BTreeMap<RouteKey, Arc<GlobalRoute>>,
+    /// DNSPolicies that were accepted.
+    pub dns: BTreeMap<NsName, Arc<DnsPolicy>>,
 }
 
 /// A registered member.

@@ -85,9 +85,11 @@ impl Checker {
             }
             for (peer, facts) in &plan.peers {
                 let owner = |a: &_| (0..view.setup.members.len()).find(|m| address(*m) == *a);
-                let foreign = facts.addresses.iter().filter_map(owner).find(|m| {
-                    view.setup.members[*m].id != *peer && !self.removed.contains(m)
-                });
+                let foreign = facts
+                    .addresses
+                    .iter()
+                    .filter_map(owner)
+                    .find(|m| view.setup.members[*m].id != *peer && !self.removed.contains(m));
                 if let Some(owner) = foreign {
                     let owner = &view.setup.members[owner].id;
                     let text = format!("{entry} is to reach {peer} by the address of {owner}");
@@ -184,9 +186,8 @@ impl Checker {
                 self.known.contains(&(entry, (*service).clone(), target))
                     && view.answers(entry, target, service)
             });
-            let can = can
-                && view.is_clean(entry, target)
-                && !view.is_out(entry, (route, rule), target);
+            let can =
+                can && view.is_clean(entry, target) && !view.is_out(entry, (route, rule), target);
             if !can {
                 self.able_since.remove(&(place, target));
                 continue;

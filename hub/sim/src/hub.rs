@@ -290,8 +290,7 @@ impl Hub {
                 }
                 Output::Probes(report) => {
                     let live = self.live.get(&identity.member) == Some(&conn);
-                    if live
-                        && self.health.report_at(&identity.member, &report, now) == Changed::Yes
+                    if live && self.health.report_at(&identity.member, &report, now) == Changed::Yes
                     {
                         self.mark(now);
                     }

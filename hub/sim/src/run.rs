@@ -95,9 +95,8 @@ fn play(world: &mut World, rng: &mut Rng) -> u64 {
 
 /// What comes back by hand only waits for a person.
 fn ask_for_failback(world: &mut World, stop: u64) {
-    let by_hand = |rule: &fairlead_model::policy::Rule| {
-        rule.spread.failback.mode == FailbackMode::Manual
-    };
+    let by_hand =
+        |rule: &fairlead_model::policy::Rule| rule.spread.failback.mode == FailbackMode::Manual;
     if world.setup.routes.iter().flat_map(|route| &route.rules).any(by_hand) {
         for m in 0..world.setup.members.len() {
             let number = 1_000 + u32::try_from(m).expect("small");
@@ -147,7 +146,10 @@ pub fn unrest(world: &World) -> Option<String> {
             let want = expected.get(&(m, route.key.to_string())).map_or(&[][..], Vec::as_slice);
             if live != want {
                 let (live, want) = (show(live), show(want));
-                return Some(format!("{} has {}: {live}; it should be {want}", member.id, route.key));
+                return Some(format!(
+                    "{} has {}: {live}; it should be {want}",
+                    member.id, route.key
+                ));
             }
         }
     }

@@ -91,13 +91,15 @@ impl View<'_> {
         };
         let (object, target) =
             (route_id(&self.setup.routes[route].key), &self.setup.members[target].id);
-        let recipes = bundle.recipes.iter().filter(|(id, _)| {
-            id.object == object && usize::from(id.rule) == rule
-        });
-        let tiers = recipes.flat_map(|(_, recipe)| &recipe.backends).filter_map(|b| match &b.serve {
-            Serve::Members { tiers, .. } => Some(tiers),
-            Serve::Fixed { .. } => None,
-        });
+        let recipes = bundle
+            .recipes
+            .iter()
+            .filter(|(id, _)| id.object == object && usize::from(id.rule) == rule);
+        let tiers =
+            recipes.flat_map(|(_, recipe)| &recipe.backends).filter_map(|b| match &b.serve {
+                Serve::Members { tiers, .. } => Some(tiers),
+                Serve::Fixed { .. } => None,
+            });
         let mut candidates = tiers.flatten().flat_map(|tier| &tier.candidates);
         candidates.any(|c| c.member == *target && c.standing == Standing::Out)
     }

@@ -472,7 +472,9 @@ impl World {
                 }
                 match packet {
                     Packet::Hub(message) => self.hear(member, *message),
-                    Packet::Agent(_) | Packet::Close => self.tell_agent(member, Input::Disconnected),
+                    Packet::Agent(_) | Packet::Close => {
+                        self.tell_agent(member, Input::Disconnected)
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@
 //! cannot be read refuses the route.
 
 mod attach;
+mod dns;
 mod gateway;
 mod grant;
 mod hostname;
@@ -25,8 +26,8 @@ use fairlead_model::policy::{GlobalRoute, Policy};
 use fairlead_model::{Json, Note, NsName, ObjectId, RouteKey, RouteKind};
 
 pub use verdict::{
-    ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, ParentVerdict, PolicyVerdict,
-    RouteVerdict, TargetVerdict, Verdict,
+    ClassVerdict, Conflict, DnsVerdict, GatewayVerdict, ListenerVerdict, ParentVerdict,
+    PolicyVerdict, RouteVerdict, TargetVerdict, Verdict,
 };
 
 use crate::raw;
@@ -48,6 +49,8 @@ pub struct HubObjects {
     pub namespaces: BTreeMap<String, Json>,
     /// TrafficPolicies.
     pub traffic_policies: BTreeMap<NsName, Json>,
+    /// DNSPolicies.
+    pub dns_policies: BTreeMap<NsName, Json>,
     /// ServiceImports.
     pub service_imports: BTreeMap<NsName, Json>,
 }
@@ -79,6 +82,7 @@ impl HubObjects {
             (keys::GATEWAY_GROUP, "Gateway") => &mut self.gateways,
             (keys::GATEWAY_GROUP, "ReferenceGrant") => &mut self.reference_grants,
             (keys::GROUP, "TrafficPolicy") => &mut self.traffic_policies,
+            (keys::GROUP, "DNSPolicy") => &mut self.dns_policies,
             (keys::MCS_GROUP, "ServiceImport") => &mut self.service_imports,
             _ => return false,
         };
@@ -108,6 +112,8 @@ pub struct Ingested {
     pub routes: BTreeMap<RouteKey, RouteVerdict>,
     /// TrafficPolicies.
     pub policies: BTreeMap<NsName, PolicyVerdict>,
+    /// DNSPolicies.
+    pub dns_policies: BTreeMap<NsName, DnsVerdict>,
     /// What was dropped or refused.
     pub notes: Vec<Note>,
 }
@@ -137,6 +143,8 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     }
 
     out.policies = policy::apply_policies(objects, &gateways, &mut routes, &mut out.notes);
+    (out.policy.dns, out.dns_policies) =
+        dns::ingest_dns_policies(&objects.dns_policies, &gateways, &mut out.notes);
     out.policy.routes = routes.into_iter().map(|(key, route)| (key, Arc::new(route))).collect();
     for (name, gateway) in gateways {
         out.policy.gateways.extend(gateway.global.map(|global| (name.clone(), global)));
