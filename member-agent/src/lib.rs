@@ -23,6 +23,7 @@ pub mod clock;
 pub mod crossing;
 pub mod dial;
 pub mod disk;
+pub mod dns;
 pub mod door;
 pub mod facts;
 #[cfg(test)]

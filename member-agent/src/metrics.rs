@@ -19,6 +19,12 @@ struct Why {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DnsOutcome {
+    transport: &'static str,
+    outcome: &'static str,
+}
+
 /// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -33,6 +39,7 @@ pub struct Metrics {
     sessions: Counter,
     unreachable: Gauge,
     overlay_rules: Gauge,
+    dns_queries: Family<DnsOutcome, Counter>,
 }
 
 impl Default for Metrics {
@@ -66,6 +73,12 @@ impl Default for Metrics {
             gauge(&mut registry, "peers_unreachable", "Peers whose door cannot be reached");
         let overlay_rules =
             gauge(&mut registry, "overlay_rules", "Rules whose weights differ from the plan");
+        let dns_queries = Family::default();
+        registry.register(
+            "dns_queries",
+            "DNS messages that came, by what became of them",
+            dns_queries.clone(),
+        );
         Self {
             registry,
             writes,
@@ -78,6 +91,7 @@ impl Default for Metrics {
             sessions,
             unreachable,
             overlay_rules,
+            dns_queries,
         }
     }
 }
@@ -124,6 +138,11 @@ impl Metrics {
     pub fn overlay(&self, unreachable: usize, rules: u32) {
         self.unreachable.set(number(unreachable));
         self.overlay_rules.set(number(rules));
+    }
+
+    /// A DNS message came.
+    pub fn dns_query(&self, transport: &'static str, outcome: &'static str) {
+        self.dns_queries.get_or_create(&DnsOutcome { transport, outcome }).inc();
     }
 
     /// All of it, in the OpenMetrics text format.

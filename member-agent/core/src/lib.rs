@@ -7,6 +7,7 @@
 //! simulation can drive all of it. Bad input becomes an exception of one object, never an error.
 
 pub mod diff;
+pub mod dns;
 pub mod field;
 pub mod live;
 pub mod overlay;
