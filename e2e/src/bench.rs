@@ -2,6 +2,7 @@
 //!
 //! Adding one is a module and a line in [`ALL`].
 
+mod dns;
 mod gateway;
 mod propagation;
 mod resource;
@@ -26,6 +27,12 @@ pub struct Bench {
 
 /// All benches.
 pub const ALL: &[Bench] = &[
+    Bench {
+        name: "dns",
+        about: "queries per second of an agent's DNS server beside Knot's (needs dnsperf and knotd)",
+        members: 1,
+        run: |world| Box::pin(dns::run(world)),
+    },
     Bench {
         name: "gateway",
         about: "API call to live in the last of three Envoys, routes written by a script",

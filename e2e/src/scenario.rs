@@ -5,6 +5,7 @@
 
 mod badinput;
 mod crossing;
+mod dns;
 mod harness;
 mod spine;
 
@@ -72,6 +73,13 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(badinput::run(world, facts)),
+    },
+    Scenario {
+        name: "dns",
+        about: "every agent answers for a zone by its policy, and leaves out who is dead (needs dig)",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(dns::run(world, facts)),
     },
 ];
 
