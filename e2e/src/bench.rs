@@ -2,6 +2,7 @@
 //!
 //! Adding one is a module and a line in [`ALL`].
 
+mod dns;
 mod failover;
 mod gateway;
 mod propagation;
@@ -43,6 +44,12 @@ impl Options {
 
 /// All benches.
 pub const ALL: &[Bench] = &[
+    Bench {
+        name: "dns",
+        about: "queries per second of an agent's DNS server beside Knot's (needs dnsperf and knotd)",
+        members: 1,
+        run: |world, _| Box::pin(dns::run(world)),
+    },
     Bench {
         name: "gateway",
         about: "API call to live in the last of three Envoys, routes written by a script",

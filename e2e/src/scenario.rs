@@ -5,6 +5,7 @@
 
 mod badinput;
 mod crossing;
+mod dns;
 mod failover;
 mod harness;
 mod policy;
@@ -105,6 +106,13 @@ pub const ALL: &[Scenario] = &[
         // Jaeger is a tool of its own, minutes to build.
         played: Played::OnRequest,
         run: |world, facts| Box::pin(traces::run(world, facts)),
+    },
+    Scenario {
+        name: "dns",
+        about: "every agent answers for a zone by its policy, and leaves out who is dead (needs dig)",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(dns::run(world, facts)),
     },
 ];
 

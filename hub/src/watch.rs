@@ -50,7 +50,7 @@ const fn own(name: &'static str, plural: &'static str) -> Kind {
 }
 
 /// Every kind that the hub reads.
-pub const KINDS: [Kind; 13 + keys::FOLLOWING_KINDS.len()] = [
+pub const KINDS: [Kind; 14 + keys::FOLLOWING_KINDS.len()] = [
     gateway("GatewayClass", &["v1"], "gatewayclasses"),
     gateway("Gateway", &["v1"], "gateways"),
     gateway("HTTPRoute", &["v1"], "httproutes"),
@@ -74,6 +74,7 @@ pub const KINDS: [Kind; 13 + keys::FOLLOWING_KINDS.len()] = [
     following(2),
     following(3),
     following(4),
+    own("DNSPolicy", "dnspolicies"),
 ];
 
 /// First pause after an error.

@@ -55,6 +55,7 @@ impl World {
         let (facts, facts_rx) = watch::channel(Facts::default());
         let config = Arc::new(AgentConfig::default());
         let observer = Observer {
+            dns_addresses: BTreeSet::new(),
             cache: cache.clone(),
             config: config.clone(),
             facts: facts_rx,

@@ -91,6 +91,7 @@ pub fn watched(following: impl IntoIterator<Item = (String, String)>) -> Vec<Wat
         ("", "Node", &["v1"], Cluster, Trim::Place),
         ("", "ConfigMap", &["v1"], Own, Trim::ToIdentity),
         ("discovery.k8s.io", "EndpointSlice", &["v1"], Everywhere, Trim::Slice),
+        ("externaldns.k8s.io", "DNSEndpoint", &["v1alpha1"], Own, Trim::ToIdentity),
         (keys::MCS_GROUP, "ServiceExport", &["v1beta1", "v1alpha1"], Everywhere, Trim::Nothing),
     ];
     let fixed = table.iter().map(|(group, kind, versions, scope, trim)| WatchedKind {
@@ -139,6 +140,8 @@ pub fn trim(trim: Trim, object: Json) -> Trimmed {
     match trim {
         Trim::Nothing => kept(object, Keep::Whole),
         Trim::ToIdentity => kept(object, Keep::Identity),
+        // Its addresses are reported.
+        Trim::Service if is_dns(&object) => kept(object, Keep::Whole),
         Trim::Service => kept(trim_service(&object), Keep::Whole),
         Trim::Place => kept(trim_place(&object), Keep::Whole),
         Trim::Slice => {
@@ -151,6 +154,10 @@ pub fn trim(trim: Trim, object: Json) -> Trimmed {
 fn is_ours(object: &Json) -> bool {
     let labels = object.pointer("/metadata/labels");
     labels.and_then(|l| l.get(own::MANAGED_BY)).and_then(Json::as_str) == Some(own::FAIRLEAD)
+}
+
+fn is_dns(object: &Json) -> bool {
+    object.pointer("/metadata/name").and_then(Json::as_str) == Some(keys::SERVICE_DNS)
 }
 
 /// Identity, lifetime, and further fields.

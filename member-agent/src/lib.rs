@@ -24,6 +24,7 @@ pub mod counts;
 pub mod crossing;
 pub mod dial;
 pub mod disk;
+pub mod dns;
 pub mod door;
 pub mod facts;
 #[cfg(test)]

@@ -57,6 +57,12 @@ impl RelayMetrics {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DnsOutcome {
+    transport: &'static str,
+    outcome: &'static str,
+}
+
 /// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -75,6 +81,7 @@ pub struct Metrics {
     unreachable: Gauge,
     overlay_rules: Gauge,
     relay: RelayMetrics,
+    dns_queries: Family<DnsOutcome, Counter>,
 }
 
 impl Default for Metrics {
@@ -147,6 +154,12 @@ impl Metrics {
         if let Some(counts) = backend {
             counts.register(&mut registry);
         }
+        let dns_queries = Family::default();
+        registry.register(
+            "dns_queries",
+            "DNS messages that came, by what became of them",
+            dns_queries.clone(),
+        );
         Self {
             registry,
             writes,
@@ -163,6 +176,7 @@ impl Metrics {
             unreachable,
             overlay_rules,
             relay,
+            dns_queries,
         }
     }
 }
@@ -234,6 +248,11 @@ impl Metrics {
     /// Those of the relay.
     pub fn relay(&self) -> RelayMetrics {
         self.relay.clone()
+    }
+
+    /// A DNS message came.
+    pub fn dns_query(&self, transport: &'static str, outcome: &'static str) {
+        self.dns_queries.get_or_create(&DnsOutcome { transport, outcome }).inc();
     }
 
     /// All of it, in the OpenMetrics text format.

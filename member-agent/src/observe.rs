@@ -12,7 +12,7 @@ use std::time::Duration;
 use fairlead_agent_core::diff::KindState;
 use fairlead_agent_core::live::LiveObject;
 use fairlead_crds::keys;
-use fairlead_model::snapshot::{ClusterFacts, DoorState, ServiceState, Snapshot};
+use fairlead_model::snapshot::{Address, ClusterFacts, DoorState, ServiceState, Snapshot};
 use fairlead_model::{ClusterUid, Json, Note, NsName, ObjectId, Reason};
 use fairlead_translate::ingest::member::{
     self, AgentConfig, SliceCounts, ingest_gateway, ingest_gateway_class, ingest_location,
@@ -43,6 +43,8 @@ pub struct Facts {
 
 /// The inputs of a snapshot.
 pub struct Observer {
+    /// Where our DNS server is reached from outside, as a person says; empty = as its Service says.
+    pub dns_addresses: BTreeSet<Address>,
     /// Objects.
     pub cache: Arc<Cache>,
     /// Consent.
@@ -101,7 +103,12 @@ impl Observer {
         let ca_pem = self.crossing.borrow_and_update().as_ref().map(|c| c.ca_pem.clone());
         let knock = self.knock.borrow_and_update().clone();
         let door = DoorState { ca_pem, knock: knock.knock, message: knock.message };
-        snapshot_of(&self.cache.read(), &self.config, facts, door)
+        let state = self.cache.read();
+        let (mut snapshot, notes) = snapshot_of(&state, &self.config, facts, door);
+        if !self.dns_addresses.is_empty() {
+            snapshot.cluster.dns_addresses.clone_from(&self.dns_addresses);
+        }
+        (snapshot, notes)
     }
 }
 
@@ -154,7 +161,28 @@ fn cluster(state: &State, config: &AgentConfig, facts: Facts) -> ClusterFacts {
         kinds: kinds.collect(),
         namespaces_allowed: config.namespaces_allowed(),
         namespaces_denied: config.denied_namespaces.clone(),
+        dns_addresses: dns_addresses(state),
     }
+}
+
+/// What the load balancer of our DNS Service was given; whose label is not ours is somebody else's.
+fn dns_addresses(state: &State) -> BTreeSet<Address> {
+    let ours = |content: &&Json| {
+        content.pointer("/metadata/labels/app.kubernetes.io~1part-of").and_then(Json::as_str)
+            == Some(keys::FAIRLEAD)
+    };
+    let services = state.of_kind("", "Service").filter(|(id, _)| &*id.name == keys::SERVICE_DNS);
+    let ingresses = services
+        .map(|(_, live)| &live.content)
+        .filter(ours)
+        .filter_map(|content| content.pointer("/status/loadBalancer/ingress")?.as_array())
+        .flatten();
+    ingresses
+        .filter_map(|ingress| {
+            let text = |field: &str| ingress.get(field).and_then(Json::as_str);
+            text("ip").or_else(|| text("hostname")).map(Address::of)
+        })
+        .collect()
 }
 
 fn services(

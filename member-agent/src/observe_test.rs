@@ -66,6 +66,28 @@ fn export() -> (Trim, Json) {
 }
 
 #[test]
+fn the_addresses_of_our_dns_service_are_reported() {
+    let service = |labels: Json| {
+        let mut service = mk(
+            "v1",
+            "Service",
+            keys::SERVICE_DNS,
+            json!({
+                "spec": {"ports": [{"port": 53}]},
+                "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.53"}, {"hostname": "lb.example"}]}},
+            }),
+        );
+        service["metadata"]["labels"] = labels;
+        (Trim::Service, service)
+    };
+    let (ours, _) = observe(vec![service(json!({keys::PART_OF: keys::FAIRLEAD}))]);
+    let wanted = [Address::of("192.0.2.53"), Address::of("lb.example")];
+    assert_eq!(ours.cluster.dns_addresses, wanted.into());
+    let (theirs, _) = observe(vec![service(json!({}))]);
+    assert!(theirs.cluster.dns_addresses.is_empty());
+}
+
+#[test]
 fn an_exported_service_is_reported_with_counts_of_its_slices() {
     let (snapshot, notes) = observe(vec![
         cart(),

@@ -13,6 +13,7 @@ use fairlead_agent_core::diff::KindKey;
 use fairlead_agent_core::session::{Identity, Session};
 use fairlead_model::bundle::{Bundle, Peer};
 use fairlead_model::ledger::Ledger;
+use fairlead_model::snapshot::Address;
 use fairlead_model::{ClusterUid, MemberId, PlanNumber};
 use fairlead_proto::ledger::ledger_to_bundle;
 use fairlead_telemetry::export::Exporter;
@@ -35,6 +36,7 @@ use crate::counts::Asker;
 use crate::crossing::keep_crossing;
 use crate::dial::HubAddress;
 use crate::disk::Disk;
+use crate::dns::{DnsServer, ViewKeeper, Views};
 use crate::facts;
 use crate::http::{self, Admin};
 use crate::identity::{Identities, Introduction};
@@ -149,6 +151,7 @@ async fn start(
     let secrets = Secrets::new(client.clone(), &namespace);
     tasks.spawn(endless(keep_crossing(secrets.clone(), uid.clone(), crossing_tx)));
     let observer = Observer {
+        dns_addresses: args.dns_address.iter().map(|text| Address::of(text)).collect(),
         cache: cache.clone(),
         config: config.clone(),
         facts,
@@ -200,6 +203,16 @@ async fn start(
     let doubt =
         alone::doubt(uid.clone(), report.clone(), snapshot.clone(), crossing.clone(), belief_tx);
     tasks.spawn(endless(doubt));
+    let views = Views::default();
+    let keeper = ViewKeeper {
+        held: bundles.held.subscribe(),
+        report: report.clone(),
+        belief: belief.clone(),
+        views: views.clone(),
+    };
+    tasks.spawn(endless(keeper.run()));
+    let dns = DnsServer { views, metrics: metrics.clone(), clock, rate_per_s: args.dns_rate };
+    spawn_server(tasks, "--dns-listen", dns.serve(args.dns_listen));
     let applier = Applier {
         client: client.clone(),
         cache: cache.clone(),

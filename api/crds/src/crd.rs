@@ -9,13 +9,13 @@ use kube::CustomResourceExt;
 use serde_json::Value;
 
 use crate::keys;
-use crate::{MemberCluster, TrafficPolicy};
+use crate::{DNSPolicy, MemberCluster, TrafficPolicy};
 
 /// All CustomResourceDefinitions of Fairlead, by name: what `fairlead init` and the chart install.
 ///
 /// Use this, not `K::crd()`: see `polish`.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![polish(MemberCluster::crd()), polish(TrafficPolicy::crd())]
+    vec![polish(MemberCluster::crd()), polish(TrafficPolicy::crd()), polish(DNSPolicy::crd())]
 }
 
 /// Labels the definition and takes `nullable` out of its schema.

@@ -125,6 +125,8 @@ pub const CONDITION_RESOLVED_REFS: &str = "ResolvedRefs";
 pub const CONDITION_PARTIALLY_INVALID: &str = "PartiallyInvalid";
 /// A listener cannot live beside another.
 pub const CONDITION_CONFLICTED: &str = "Conflicted";
+/// Every name of a DNSPolicy is answered.
+pub const CONDITION_SERVED: &str = "Served";
 /// Ours, on routes: the members that differ from what the route asks for.
 pub const CONDITION_MEMBERS_PROGRAMMED: &str = "fairlead.dev/MembersProgrammed";
 
@@ -144,6 +146,8 @@ pub const PORT_NAME_ADMIN: &str = "http-admin";
 pub const PORT_NAME_READINESS: &str = "http-readiness";
 /// The agent's Deployment, Service, ServiceAccount, roles, ConfigMap.
 pub const AGENT: &str = "fairlead-agent";
+/// The member's Service by which its agent's DNS server is reached from outside.
+pub const SERVICE_DNS: &str = "fairlead-dns";
 /// End of the name of an object that mirrors one of the hub.
 pub const GLOBAL_SUFFIX: &str = "-global";
 /// Hub Secret: the CA that signs agents' certificates.

@@ -1,6 +1,6 @@
 //! Fairlead's own Kubernetes kinds, and every name that Fairlead shares with the outside.
 //!
-//! Owns: `MemberCluster` and `TrafficPolicy` (`fairlead.dev/v1alpha1`) with their validation, and
+//! Owns: `MemberCluster`, `TrafficPolicy` and `DNSPolicy` (`fairlead.dev/v1alpha1`) with their validation, and
 //! in [`keys`] the labels, annotations, finalizers, condition types and object names that hub,
 //! agent, chart and CLI must spell alike. `deploy/crds` is generated from here ([`crds`]), and a
 //! test keeps it equal.
@@ -13,12 +13,17 @@
 //! turns such an object into an error of its own.
 
 mod crd;
+mod dns_policy;
 pub mod keys;
 mod member_cluster;
 mod schema;
 mod traffic_policy;
 
 pub use crd::crds;
+pub use dns_policy::{
+    DNSPolicy, DnsNetwork, DnsPolicySpec, DnsPolicyStatus, DnsPublish, DnsStrategy, DnsTargetRef,
+    DnsTier, WhenNoneHealthy,
+};
 pub use member_cluster::{
     EAST_WEST_PORT, EastWest, Location, MemberCluster, MemberClusterSpec, MemberClusterStatus,
     MemberCounts, TrafficState,

@@ -233,3 +233,47 @@ fn member_cluster_writes_what_it_read() {
     let read: MemberCluster = serde_json::from_value(object.clone()).unwrap();
     assert_eq!(serde_json::to_value(read).unwrap(), object);
 }
+
+fn names(spec: &str) -> Vec<String> {
+    let target = "{group: gateway.networking.k8s.io, kind: Gateway, name: public}";
+    let spec = format!("{{targetRefs: [{target}], zone: example.com{spec}}}");
+    refusals("DNSPolicy", &format!("{{metadata: {{name: names}}, spec: {spec}}}"), None)
+}
+
+#[test]
+fn each_dns_strategy_takes_its_own_fields_only() {
+    for good in [
+        "",
+        ", weights: {east: 1}",
+        ", strategy: Failover, tiers: [{members: [east]}]",
+        ", strategy: Geo, networks: [{cidr: 10.0.0.0/8, region: eu}]",
+        ", whenNoneHealthy: Fallback, fallback: [192.0.2.1, '2001:db8::1']",
+    ] {
+        assert_eq!(names(good), [""; 0], "{good}");
+    }
+    for (bad, why) in [
+        (", strategy: All, weights: {east: 1}", "weights are for strategy Weighted only"),
+        (", weights: {east: 0}", "at least one weight"),
+        (", tiers: [{members: [east]}]", "tiers are for strategy Failover only"),
+        (", strategy: Geo", "strategy Geo needs networks"),
+        (", networks: [{cidr: 10.0.0.0/8, region: eu}]", "no other strategy takes them"),
+        (", whenNoneHealthy: Fallback", "needs fallback"),
+        (", fallback: [192.0.2.1]", "needs fallback"),
+    ] {
+        assert_refused(&names(bad), why);
+    }
+}
+
+#[test]
+fn a_dns_policy_targets_gateways_each_once() {
+    let with = |targets: &str| {
+        let spec = format!("{{targetRefs: [{targets}], zone: example.com}}");
+        refusals("DNSPolicy", &format!("{{metadata: {{name: names}}, spec: {spec}}}"), None)
+    };
+    let public = "{group: gateway.networking.k8s.io, kind: Gateway, name: public}";
+    let listener =
+        "{group: gateway.networking.k8s.io, kind: Gateway, name: public, sectionName: http}";
+    assert_eq!(with(&format!("{public}, {listener}")), [""; 0]);
+    assert_refused(&with(&format!("{public}, {public}")), "named once");
+    assert_refused(&with(CART), "can target a Gateway");
+}

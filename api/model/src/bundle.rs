@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::Zones;
 use crate::recipe::Recipe;
 use crate::snapshot::Address;
 use crate::{ClusterUid, Json, MemberId, ObjectId, PlanNumber};
@@ -20,6 +21,8 @@ pub struct Bundle {
     pub recipes: BTreeMap<RuleId, Recipe>,
     /// Doors of other members that the routes lead to.
     pub peers: BTreeMap<MemberId, Peer>,
+    /// Zones to answer for.
+    pub zones: Zones,
 }
 
 /// An object to hold.

@@ -7,6 +7,7 @@
 //! name the value; everything else is public data.
 
 pub mod bundle;
+pub mod dns;
 pub mod follower;
 pub mod health;
 pub mod id;

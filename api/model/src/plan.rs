@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::{Published, Zones};
 use crate::follower::FollowerPlan;
 use crate::policy::GlobalRoute;
 use crate::recipe::Recipe;
@@ -32,6 +33,12 @@ pub struct MemberPlan {
     /// Objects of other controllers that follow what it holds.
     #[serde(default)]
     pub following: Vec<FollowerPlan>,
+    /// Zones that its agent answers for: the same in every member.
+    #[serde(default)]
+    pub zones: Arc<Zones>,
+    /// Names that it alone writes for ExternalDNS, by DNSPolicy.
+    #[serde(default)]
+    pub published: BTreeMap<NsName, Published>,
 }
 
 /// A global gateway as one member serves it.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::DnsPolicy;
 use crate::follower::Follower;
 use crate::recipe::{Split, WhenUnavailable};
 use crate::snapshot::Address;
@@ -26,6 +27,8 @@ pub struct Policy {
     pub routes: BTreeMap<RouteKey, Arc<GlobalRoute>>,
     /// Objects of other controllers that follow routes and gateways, in order of kind and name.
     pub followers: Vec<Arc<Follower>>,
+    /// DNSPolicies that were accepted.
+    pub dns: BTreeMap<NsName, Arc<DnsPolicy>>,
 }
 
 /// A registered member.

@@ -180,6 +180,15 @@ reasons! {
     TargetNotFound,
     /// A more specific policy, or an older one, wins.
     Overridden,
+    // --- names
+    /// The name is not in the zone of its policy.
+    OutsideZone,
+    /// The name cannot be published as it is.
+    NameUnusable,
+    /// The member's gateway has no address to be named.
+    NoPublicAddress,
+    /// No member's DNS server has an address that the parent zone could name.
+    NoNameServer,
     // --- join
     /// The token is not known.
     TokenUnknown,

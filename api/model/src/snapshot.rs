@@ -52,6 +52,8 @@ pub struct ClusterFacts {
     pub namespaces_allowed: Option<BTreeSet<String>>,
     /// Namespaces where it does not.
     pub namespaces_denied: BTreeSet<String>,
+    /// Where the agent's DNS server is reached from outside; empty = nowhere.
+    pub dns_addresses: BTreeSet<Address>,
 }
 
 /// A GatewayClass of the member.

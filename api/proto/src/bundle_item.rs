@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fairlead_model::bundle::{Bundle, BundleObject, Claim, Gate, Peer, RuleId};
+use fairlead_model::dns::{DnsName, RecordSet};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::recipe::{
     Candidate, Recipe, RecipeBackend, RecipeTier, Serve, Split, Standing, WhenUnavailable,
@@ -11,6 +12,7 @@ use fairlead_model::snapshot::Address;
 use fairlead_model::{ClusterUid, MemberId, Note, ObjectId, Reason};
 use prost::Message as _;
 
+use crate::dns_item;
 use crate::pb;
 use crate::pb::bundle_item::Item;
 
@@ -29,6 +31,9 @@ pub fn bundle_to_ledger(bundle: &Bundle) -> Ledger {
     for (member, peer) in &bundle.peers {
         add(format!("peer/{member}"), Item::Peer(peer_to_pb(member, peer)));
     }
+    for (key, item) in dns_item::zones_to_items(&bundle.zones) {
+        add(key, item);
+    }
     Ledger::new(entries)
 }
 
@@ -37,21 +42,32 @@ pub fn bundle_to_ledger(bundle: &Bundle) -> Ledger {
 /// An object's id is taken from its own JSON, never from the key.
 pub fn ledger_to_bundle(ledger: &Ledger) -> (Bundle, Vec<Note>) {
     let (mut bundle, mut notes) = (Bundle::default(), Vec::new());
+    let mut record_sets = Vec::new();
     for (key, bytes) in ledger.entries() {
         let item = pb::BundleItem::decode(bytes.as_slice()).ok().and_then(|i| i.item);
         let Some(item) = item else {
             notes.push(Note::new(key, Reason::Unreadable, "entry of an unknown kind was left out"));
             continue;
         };
-        if let Err(detail) = take(&mut bundle, item) {
+        if let Err(detail) = take(&mut bundle, &mut record_sets, item) {
             notes.push(Note::new(key, Reason::Unreadable, detail));
         }
     }
+    dns_item::put_sets(&mut bundle.zones, record_sets, &mut notes);
     (bundle, notes)
 }
 
-fn take(bundle: &mut Bundle, item: Item) -> Result<(), String> {
+fn take(
+    bundle: &mut Bundle,
+    record_sets: &mut Vec<(DnsName, DnsName, RecordSet)>,
+    item: Item,
+) -> Result<(), String> {
     match item {
+        Item::DnsZone(zone) => {
+            let (name, zone) = dns_item::zone_from_pb(zone)?;
+            bundle.zones.insert(name, zone);
+        }
+        Item::DnsRecordSet(set) => record_sets.push(dns_item::set_from_pb(set)?),
         Item::Object(object) => {
             let (id, object) = object_from_pb(&object)?;
             bundle.objects.insert(id, object);

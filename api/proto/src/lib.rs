@@ -6,6 +6,7 @@
 
 pub mod bundle_item;
 pub mod convert;
+mod dns_item;
 pub mod parts;
 pub mod snapshot_item;
 

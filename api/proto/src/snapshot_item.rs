@@ -90,6 +90,7 @@ fn cluster_to_pb(facts: &ClusterFacts) -> pb::ClusterFacts {
         kinds: facts.kinds.iter().cloned().collect(),
         namespaces_allowed: facts.namespaces_allowed.as_ref().map(set),
         namespaces_denied: facts.namespaces_denied.iter().cloned().collect(),
+        dns_addresses: facts.dns_addresses.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -109,6 +110,7 @@ fn cluster_from_pb(facts: pb::ClusterFacts) -> Result<ClusterFacts, String> {
         kinds: facts.kinds.into_iter().collect(),
         namespaces_allowed: facts.namespaces_allowed.map(|set| set.values.into_iter().collect()),
         namespaces_denied: facts.namespaces_denied.into_iter().collect(),
+        dns_addresses: facts.dns_addresses.iter().map(|text| Address::of(text)).collect(),
     })
 }
 

@@ -2,8 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fairlead_model::bundle::{Bundle, BundleObject, Claim, Gate, Peer, RuleId};
+use fairlead_model::dns::{
+    AnswerPolicy, DnsName, MemberRecord, NameServer, Network, RecordSet, Strategy, WhenNoneHealthy,
+    Zone, Zones,
+};
 use fairlead_model::health::{PeerReach, Reach};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::recipe::{
@@ -67,6 +72,7 @@ fn mk_snapshot() -> Snapshot {
             kinds: ["gateway.networking.k8s.io/v1/HTTPRoute".to_owned()].into(),
             namespaces_allowed: Some(["shop".to_owned()].into()),
             namespaces_denied: ["kube-system".to_owned()].into(),
+            dns_addresses: [Address::of("192.0.2.53")].into(),
         },
         classes: [(
             "eg".to_owned(),
@@ -165,7 +171,45 @@ fn mk_bundle() -> Bundle {
         .into(),
         recipes: [(RuleId { object: id, rule: 3 }, recipe)].into(),
         peers: [(member("east"), peer)].into(),
+        zones: mk_zones(),
     }
+}
+
+fn mk_zones() -> Zones {
+    let policy = AnswerPolicy {
+        strategy: Strategy::Geo,
+        ttl_s: 30,
+        answers_max: 2,
+        when_none_healthy: WhenNoneHealthy::Fallback,
+        fallback: ["192.0.2.99".parse().unwrap()].into(),
+        networks: vec![Network::parse("10.0.0.0/8", "eu").unwrap()],
+    };
+    let record = |name: &str, out| MemberRecord {
+        member: member(name),
+        addresses: [Address::of("192.0.2.2"), Address::of("lb.example")].into(),
+        weight: 7,
+        tier: 1,
+        region: Some("eu".into()),
+        out,
+    };
+    let policy_name = NsName::new("infra", "names");
+    let set = RecordSet {
+        policy: policy_name.clone(),
+        members: vec![record("east", None), record("west", Some(Reason::Down))],
+    };
+    let name = |text: &str| DnsName::new(text).unwrap();
+    let server = NameServer {
+        name: name("ns-east.example.com"),
+        addresses: ["192.0.2.53".parse().unwrap()].into(),
+    };
+    let zone = Zone {
+        serial: 7,
+        negative_ttl_s: 30,
+        servers: vec![server],
+        policies: [(policy_name, Arc::new(policy))].into(),
+        sets: [(name("*.example.com"), set.clone()), (name("shop.example.com"), set)].into(),
+    };
+    [(name("example.com"), zone)].into()
 }
 
 fn agent_round_trip(message: &FromAgent) -> FromAgent {

@@ -55,6 +55,11 @@ pub fn client_cert_grant(shard: &str) -> String {
     }
 }
 
+/// Name of the DNSEndpoint with the names of a DNSPolicy: `NAMESPACE.POLICY.names`.
+pub fn dns_endpoint(namespace: &str, policy: &str) -> String {
+    fit(&dotted(&[namespace, policy]), ".names", SUBDOMAIN_LEN_MAX)
+}
+
 /// Name of the Service, EndpointSlices' Service and BackendTLSPolicy that stand for a remote member.
 pub fn peer(member: &MemberId) -> String {
     keys::member_object(member.as_str())

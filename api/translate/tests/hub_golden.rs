@@ -7,8 +7,8 @@ use fairlead_model::policy::{Backend, BackendTarget, Spread};
 use fairlead_model::{NsName, RouteKey};
 use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
 use fairlead_translate::status::{
-    GatewayFacts, MemberSummary, gateway_class_status, gateway_status, route_status,
-    traffic_policy_status,
+    GatewayFacts, MemberSummary, dns_policy_status, gateway_class_status, gateway_status,
+    route_status, traffic_policy_status,
 };
 use serde_json::{Map, Value, json};
 
@@ -147,6 +147,13 @@ fn ingested(input: &Value) -> Value {
     }
     if !found.policy.followers.is_empty() {
         out["followers"] = serde_json::to_value(&found.policy.followers).unwrap();
+    }
+    for (name, verdict) in &found.dns_policies {
+        let written = dns_policy_status(&status("DNSPolicy", name), verdict, None, NOW);
+        out["dns"][name.to_string()] = json!({
+            "model": found.policy.dns.get(name).map(|policy| serde_json::to_value(policy).unwrap()),
+            "status": brief(&written),
+        });
     }
     if !found.policy.members.is_empty() {
         out["members"] = serde_json::to_value(&found.policy.members).unwrap();

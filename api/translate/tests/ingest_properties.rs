@@ -55,6 +55,15 @@ fn member_cluster() -> Json {
         "eastWest": {"port": 443, "addresses": ["192.0.2.1"]}}})
 }
 
+fn dns_policy() -> Json {
+    json!({"metadata": {"name": "names", "namespace": "infra", "generation": 2},
+        "spec": {"targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "public"}],
+            "zone": "example.com", "strategy": "Geo", "ttlSeconds": 30, "maxAnswers": 2,
+            "networks": [{"cidr": "10.0.0.0/8", "region": "eu"}], "whenNoneHealthy": "Fallback",
+            "fallback": ["192.0.2.1"], "weights": {"east": 1}, "tiers": [{"members": ["east"]}],
+            "nameServers": ["ns.example.org"], "publish": "Authoritative"}})
+}
+
 fn key(text: &str) -> NsName {
     text.parse().unwrap()
 }
@@ -69,8 +78,9 @@ fn hub() -> impl Strategy<Value = HubObjects> {
         any(policy()),
         any(grant()),
         any(member_cluster()),
+        any(dns_policy()),
     )
-        .prop_map(move |(class, gateway, route, policy, grant, member)| HubObjects {
+        .prop_map(move |(class, gateway, route, policy, grant, member, dns)| HubObjects {
             gateway_classes: [("fairlead".to_owned(), class)].into(),
             gateways: [(key("infra/public"), gateway)].into(),
             routes: [("HTTPRoute/shop/cart".parse().unwrap(), route)].into(),
@@ -78,6 +88,7 @@ fn hub() -> impl Strategy<Value = HubObjects> {
             traffic_policies: [(key("shop/p"), policy)].into(),
             reference_grants: [(key("bank/g"), grant)].into(),
             member_clusters: [("east".to_owned(), member)].into(),
+            dns_policies: [(key("infra/names"), dns)].into(),
             namespaces: BTreeMap::new(),
             service_imports: BTreeMap::new(),
         })

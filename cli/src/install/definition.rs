@@ -9,7 +9,8 @@ use crate::cluster::{Cluster, Created, definition};
 use crate::failure::Failure;
 use crate::yaml;
 
-const OWN: [&str; 2] = [
+const OWN: [&str; 3] = [
+    include_str!("../../../deploy/crds/fairlead.dev_dnspolicies.yaml"),
     include_str!("../../../deploy/crds/fairlead.dev_memberclusters.yaml"),
     include_str!("../../../deploy/crds/fairlead.dev_trafficpolicies.yaml"),
 ];
@@ -94,6 +95,7 @@ mod tests {
         assert_eq!(
             names,
             [
+                "dnspolicies.fairlead.dev",
                 "memberclusters.fairlead.dev",
                 "trafficpolicies.fairlead.dev",
                 "serviceexports.multicluster.x-k8s.io",

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! FleetInput ─▶ stability ─▶ doors ─▶ failback ─▶ eligibility ─┐   gateways ─┐
-//!               (counts)     (peers)  (ramps)                  ├▶ tiers ─▶ slots ─▶ weights ─▶ check ─▶ plans
+//!               (counts)     (peers)  (ramps)                  ├▶ tiers ─▶ slots ─▶ weights ─▶ check ─▶ zones ─▶ plans
 //!               memory of before ──────────────────────────────┴──────────────────────────────▲
 //! ```
 //!
@@ -23,13 +23,16 @@ mod fleet;
 mod gateways;
 mod input;
 mod memory;
+mod names;
 mod plans;
+mod publish;
 mod report;
 mod routes;
 mod slots;
 mod stability;
 mod tiers;
 mod weights;
+mod zones;
 
 #[cfg(test)]
 extern crate self as fairlead_planner;
@@ -41,8 +44,8 @@ mod fixture;
 pub use explain::explain;
 pub use failback::STEPS;
 pub use input::{FleetInput, Freeze, MemberInput, Planned, Settings};
-pub use memory::{Absence, Absences, CountMemory, DoorMemory, InUse, Memory};
-pub use report::{Answer, Place, Ramp, Report, RouteReport, Verdict, Verdicts};
+pub use memory::{Absence, Absences, CountMemory, DnsMemory, DoorMemory, InUse, Memory};
+pub use report::{Answer, DnsReport, Place, Ramp, Report, RouteReport, Verdict, Verdicts};
 
 /// Decides everything anew.
 pub fn plan(input: &FleetInput) -> Planned {
@@ -56,7 +59,8 @@ pub fn plan(input: &FleetInput) -> Planned {
     let decided = routes::decide(&fleet, &gateways, &mut report);
     let check::Guarded { decisions, brake } =
         check::guard(&fleet, decided, &input.memory, &mut report);
-    let plans = plans::assemble(&fleet, &gateways, &decisions);
+    let dns = zones::assemble(&fleet, &gateways, &decisions, &input.memory.dns, &mut report);
+    let plans = plans::assemble(&fleet, &gateways, &decisions, &dns);
     let times = [counts.wake_at, fleet.wake_at(), fleet.failbacks.wake_at];
     let wake_at = times.into_iter().flatten().min();
     let absences = match brake {
@@ -71,6 +75,7 @@ pub fn plan(input: &FleetInput) -> Planned {
         address_holders: doors.address_holders,
         absences,
         decisions: decisions.clone(),
+        dns: dns.memory,
     };
     Planned { decisions, plans, report, memory, wake_at }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use fairlead_model::dns::{DnsName, Zone};
 use fairlead_model::plan::RouteDecision;
 use fairlead_model::snapshot::Address;
 use fairlead_model::{ClusterUid, MemberId, Millis, NsName, RouteKey};
@@ -22,6 +23,20 @@ pub struct Memory {
     pub absences: BTreeMap<MemberId, Absences>,
     /// The last decision of every route.
     pub decisions: BTreeMap<RouteKey, Arc<RouteDecision>>,
+    /// Zones and addresses.
+    pub dns: DnsMemory,
+}
+
+/// Names as they were last published.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsMemory {
+    /// Zones, with their serials.
+    pub zones: BTreeMap<DnsName, Arc<Zone>>,
+    /// Addresses of gateways as they were last trusted, by member.
+    pub addresses: BTreeMap<MemberId, BTreeMap<NsName, BTreeSet<Address>>>,
+    /// Who writes for ExternalDNS, by DNSPolicy.
+    pub publishers: BTreeMap<NsName, MemberId>,
 }
 
 /// Endpoint counts of one service in one member.

@@ -14,6 +14,7 @@ use crate::check::Decisions;
 use crate::doors::door_port;
 use crate::fleet::{Fleet, Member};
 use crate::gateways::LocalGateways;
+use crate::zones::Dns;
 
 /// What leads to a member's door.
 #[derive(Default)]
@@ -27,6 +28,7 @@ pub(crate) fn assemble(
     fleet: &Fleet<'_>,
     gateways: &LocalGateways,
     decisions: &Decisions,
+    dns: &Dns,
 ) -> BTreeMap<MemberId, Arc<MemberPlan>> {
     let mut plans = BTreeMap::new();
     let mut callers: BTreeMap<MemberId, Callers> = BTreeMap::new();
@@ -40,6 +42,8 @@ pub(crate) fn assemble(
             peers: BTreeMap::new(),
             door: None,
             following: Vec::new(),
+            zones: Arc::clone(&dns.zones),
+            published: dns.published.get(id).cloned().unwrap_or_default(),
         };
         for (global, local) in gateways.get(id).into_iter().flatten() {
             plan.gateways.insert(global.clone(), local.plan.clone());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use fairlead_model::dns::NameServer;
 use fairlead_model::health::MemberState;
 use fairlead_model::policy::TrafficState;
 use fairlead_model::{MemberId, Millis, Note, NsName, Reason, RouteKey};
@@ -20,6 +21,23 @@ pub struct Report {
     pub routes: BTreeMap<RouteKey, RouteReport>,
     /// Where members are and what they are held for.
     pub places: BTreeMap<MemberId, Place>,
+    /// By DNSPolicy.
+    pub dns: BTreeMap<NsName, DnsReport>,
+}
+
+/// What is published of a DNSPolicy.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DnsReport {
+    /// Names that are answered.
+    pub names: usize,
+    /// Names that are not, and why.
+    pub refused: Vec<Note>,
+    /// Who writes for ExternalDNS, where that publishes.
+    pub publisher: Option<MemberId>,
+    /// Servers of its zone.
+    pub servers: Vec<NameServer>,
+    /// What else stands in the way.
+    pub notes: Vec<Note>,
 }
 
 /// Why a route is as it is.

@@ -66,6 +66,55 @@ fn run(golden: &Golden) -> String {
     out
 }
 
+fn show_dns(planned: &Planned, out: &mut String) {
+    if planned.report.dns.is_empty() {
+        return;
+    }
+    out.push_str("  dns:\n");
+    let zones = planned.plans.values().next().unwrap().zones.clone();
+    for (zone, content) in zones.iter() {
+        writeln!(out, "  - {zone} serial {}", content.serial).unwrap();
+        for server in &content.servers {
+            writeln!(out, "  - . server {} {:?}", server.name, server.addresses).unwrap();
+        }
+        for (name, set) in &content.sets {
+            writeln!(out, "  - . {name} ({})", set.policy).unwrap();
+            for record in &set.members {
+                let addresses: Vec<String> =
+                    record.addresses.iter().map(ToString::to_string).collect();
+                let region = record.region.iter().fold(String::new(), |_, r| format!(" in {r}"));
+                let state = record.out.map_or("healthy".to_owned(), |why| format!("out. {why}"));
+                writeln!(
+                    out,
+                    "  - . . {} {} weight {} tier {}{region} {state}",
+                    record.member,
+                    addresses.join(" "),
+                    record.weight,
+                    record.tier
+                )
+                .unwrap();
+            }
+        }
+    }
+    for (member, plan) in &planned.plans {
+        for (policy, published) in &plan.published {
+            writeln!(out, "  - {member} writes for {policy}").unwrap();
+            for (name, set) in published {
+                let alias = set.alias.iter().fold(String::new(), |_, a| format!(" CNAME {a}"));
+                let addresses: String =
+                    set.addresses.iter().map(|address| format!(" {address}")).collect();
+                writeln!(out, "  - . {name}{addresses}{alias}").unwrap();
+            }
+        }
+    }
+    for (policy, report) in &planned.report.dns {
+        writeln!(out, "  - {policy} publishes {}", report.names).unwrap();
+        for note in report.refused.iter().chain(&report.notes) {
+            writeln!(out, "  - . not {} {}. {}", note.subject, note.reason, note.message).unwrap();
+        }
+    }
+}
+
 fn show(golden: &Golden, planned: &Planned) -> String {
     let shown = |entry: &MemberId| golden.show.is_empty() || golden.show.contains(entry);
     let mut out = String::from("- entries:\n");
@@ -109,6 +158,7 @@ fn show(golden: &Golden, planned: &Planned) -> String {
     if out.ends_with("  notes:\n") {
         out.truncate(out.len() - "  notes:\n".len());
     }
+    show_dns(planned, &mut out);
     // ": " would make a mapping of a line; every line is one plain YAML text.
     out.replace(": ", " - ").replace(" #", " ")
 }

@@ -15,10 +15,12 @@ use fairlead_model::session::ApplyReport;
 use fairlead_model::snapshot::{Consent, GatewayRole, Knock, Snapshot};
 use fairlead_model::view::{EntryView, GatewayView};
 use fairlead_model::{Json, MemberId, Millis, NsName, Reason, RouteKey, RouteKind};
+use fairlead_planner::DnsReport;
 use fairlead_translate::ingest::hub::RouteVerdict;
 use fairlead_translate::status::{
-    GatewayFacts, MemberCondition, MemberFacts, MemberSummary, changed, gateway_class_status,
-    gateway_status, member_cluster_status, route_status, traffic_policy_status,
+    DnsFacts, GatewayFacts, MemberCondition, MemberFacts, MemberSummary, changed,
+    dns_policy_status, gateway_class_status, gateway_status, member_cluster_status, route_status,
+    traffic_policy_status,
 };
 
 use crate::conductor::Current;
@@ -64,6 +66,7 @@ pub fn desired(facts: &Facts<'_>) -> Vec<Desired> {
         facts.gateways(&mut all);
         facts.routes(&mut all);
         facts.policies(&mut all);
+        facts.dns_policies(&mut all);
     }
     all
 }
@@ -215,6 +218,15 @@ impl Facts<'_> {
         });
     }
 
+    fn dns_policies(&self, all: &mut Vec<Desired>) {
+        let verdicts = &self.current.ingested.dns_policies;
+        let report = self.current.planned.as_ref().map(|planned| &planned.report.dns);
+        self.each("DNSPolicy", all, |name, _, old| {
+            let found = report.and_then(|report| report.get(name)).map(dns_facts);
+            Some(dns_policy_status(old, verdicts.get(name)?, found.as_ref(), self.now_text))
+        });
+    }
+
     fn member_clusters(&self, all: &mut Vec<Desired>) {
         self.each("MemberCluster", all, |name, object, old| {
             let member = MemberId::new(&name.name).ok()?;
@@ -276,6 +288,16 @@ impl Facts<'_> {
             endpoints: i32::try_from(ready).unwrap_or(i32::MAX),
             routes: int(plan.map_or(0, |plan| plan.routes.len())),
         }
+    }
+}
+
+fn dns_facts(report: &DnsReport) -> DnsFacts {
+    DnsFacts {
+        names: report.names,
+        refused: report.refused.clone(),
+        notes: report.notes.clone(),
+        servers: report.servers.clone(),
+        publisher: report.publisher.clone(),
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod attribution;
 pub mod diff;
+pub mod dns;
 pub mod field;
 pub mod live;
 pub mod overlay;

@@ -13,6 +13,7 @@
 //! ```
 
 mod door;
+mod endpoint;
 mod filter;
 mod follow;
 mod gateway;
@@ -46,6 +47,8 @@ pub fn render(plan: &MemberPlan, keyring: &CapabilityKeys) -> (Bundle, Vec<Note>
     if let Some(door) = &plan.door {
         door::render_door(plan, door, keyring, &mut draft);
     }
+    endpoint::render_endpoints(plan, &mut draft);
+    draft.bundle.zones = plan.zones.as_ref().clone();
     (draft.bundle, draft.notes)
 }
 

@@ -7,6 +7,7 @@
 //! whether to write it. Times are passed in as RFC 3339 text.
 
 mod condition;
+mod dns;
 mod gateway;
 mod member;
 mod policy;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 
 use fairlead_model::{Json, MemberId, Reason};
 
+pub use dns::{DnsFacts, dns_policy_status};
 pub use gateway::{GatewayFacts, gateway_class_status, gateway_status};
 pub use member::{MemberCondition, MemberFacts, member_cluster_status};
 pub use policy::traffic_policy_status;

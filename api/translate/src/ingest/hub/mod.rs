@@ -7,6 +7,7 @@
 //! cannot be read refuses the route.
 
 mod attach;
+mod dns;
 mod follow;
 mod gateway;
 mod grant;
@@ -27,8 +28,8 @@ use fairlead_model::policy::{GlobalRoute, Policy};
 use fairlead_model::{Json, Note, NsName, ObjectId, RouteKey, RouteKind};
 
 pub use verdict::{
-    CertificateFault, ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, ParentVerdict,
-    PolicyVerdict, RouteVerdict, TargetVerdict, Verdict,
+    CertificateFault, ClassVerdict, Conflict, DnsVerdict, GatewayVerdict, ListenerVerdict,
+    ParentVerdict, PolicyVerdict, RouteVerdict, TargetVerdict, Verdict,
 };
 
 use crate::raw;
@@ -50,6 +51,8 @@ pub struct HubObjects {
     pub namespaces: BTreeMap<String, Json>,
     /// TrafficPolicies.
     pub traffic_policies: BTreeMap<NsName, Json>,
+    /// DNSPolicies.
+    pub dns_policies: BTreeMap<NsName, Json>,
     /// ServiceImports.
     pub service_imports: BTreeMap<NsName, Json>,
     /// Objects of other controllers that may follow routes and gateways.
@@ -89,6 +92,7 @@ impl HubObjects {
             (keys::GATEWAY_GROUP, "Gateway") => &mut self.gateways,
             (keys::GATEWAY_GROUP, "ReferenceGrant") => &mut self.reference_grants,
             (keys::GROUP, "TrafficPolicy") => &mut self.traffic_policies,
+            (keys::GROUP, "DNSPolicy") => &mut self.dns_policies,
             (keys::MCS_GROUP, "ServiceImport") => &mut self.service_imports,
             _ => return false,
         };
@@ -118,6 +122,8 @@ pub struct Ingested {
     pub routes: BTreeMap<RouteKey, RouteVerdict>,
     /// TrafficPolicies.
     pub policies: BTreeMap<NsName, PolicyVerdict>,
+    /// DNSPolicies.
+    pub dns_policies: BTreeMap<NsName, DnsVerdict>,
     /// What was dropped or refused.
     pub notes: Vec<Note>,
 }
@@ -150,6 +156,8 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     out.notes.extend(out.routes.values().flat_map(|verdict| verdict.notes.iter().cloned()));
 
     out.policies = policy::apply_policies(objects, &gateways, &mut routes, &mut out.notes);
+    (out.policy.dns, out.dns_policies) =
+        dns::ingest_dns_policies(&objects.dns_policies, &gateways, &mut out.notes);
     out.policy.routes = routes.into_iter().map(|(key, route)| (key, Arc::new(route))).collect();
     for (name, gateway) in gateways {
         out.policy.gateways.extend(gateway.global.map(|global| (name.clone(), global)));

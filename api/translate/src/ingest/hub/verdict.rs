@@ -121,6 +121,15 @@ pub struct PolicyVerdict {
     pub targets: Vec<TargetVerdict>,
 }
 
+/// About a DNSPolicy.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DnsVerdict {
+    /// The generation that was read.
+    pub generation: i64,
+    /// Whether it acts on any of its targets.
+    pub accepted: Verdict,
+}
+
 /// About one target of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetVerdict {

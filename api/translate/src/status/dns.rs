@@ -1,0 +1,72 @@
+//! Status of DNSPolicies.
+
+use fairlead_crds::keys;
+use fairlead_model::dns::NameServer;
+use fairlead_model::{Json, MemberId, Note, Reason};
+
+use super::condition::{Stamp, Wanted, conditions};
+use super::{NAMED_MAX, base};
+use crate::ingest::hub::DnsVerdict;
+use crate::raw;
+
+/// What is published of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DnsFacts {
+    /// Names that are answered.
+    pub names: usize,
+    /// Names that are not, and why.
+    pub refused: Vec<Note>,
+    /// What else stands in the way.
+    pub notes: Vec<Note>,
+    /// Who writes for ExternalDNS, where that publishes.
+    pub publisher: Option<MemberId>,
+    /// Servers of its zone.
+    pub servers: Vec<NameServer>,
+}
+
+/// Status of a DNSPolicy; without facts it acts on nothing.
+pub fn dns_policy_status(
+    existing: &Json,
+    verdict: &DnsVerdict,
+    facts: Option<&DnsFacts>,
+    now: &str,
+) -> Json {
+    let mut accepted = Wanted::of(keys::CONDITION_ACCEPTED, "Accepted", &verdict.accepted);
+    // GEP-713 knows Accepted, Conflicted, Invalid and TargetNotFound.
+    if accepted.reason == Reason::Unreadable.as_str() {
+        accepted.reason = "Invalid".to_owned();
+    }
+    let mut wanted = vec![accepted];
+    wanted.extend(facts.map(served));
+    let ours = [keys::CONDITION_ACCEPTED, keys::CONDITION_SERVED];
+    let stamp = Stamp { generation: verdict.generation, now };
+    let mut status = base(existing);
+    status["conditions"] = conditions(raw::list(existing, "/conditions"), &ours, wanted, stamp);
+    let nothing = DnsFacts::default();
+    let facts = facts.unwrap_or(&nothing);
+    status["names"] = i32::try_from(facts.names).unwrap_or(i32::MAX).into();
+    status["nameServers"] = facts.servers.iter().map(server).collect::<Vec<_>>().into();
+    status
+}
+
+/// `ns-east.example.com 192.0.2.1 2001:db8::1`: what the parent zone has to say.
+fn server(server: &NameServer) -> String {
+    let addresses = server.addresses.iter().map(|ip| format!(" {ip}"));
+    format!("{}{}", server.name, addresses.collect::<String>()).chars().take(1_024).collect()
+}
+
+fn served(facts: &DnsFacts) -> Wanted {
+    let all: Vec<&Note> = facts.notes.iter().chain(&facts.refused).collect();
+    let by = facts.publisher.as_ref().map(|id| format!(" through {id}")).unwrap_or_default();
+    let Some(first) = all.first() else {
+        let message = format!("{} names are answered{by}", facts.names);
+        return Wanted::new(keys::CONDITION_SERVED, "True", Reason::AsAsked, message);
+    };
+    let named: Vec<String> = all.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let mut message = format!("{} names are answered; {}", facts.names, named.join("; "));
+    let more = all.len().saturating_sub(NAMED_MAX);
+    if more > 0 {
+        message.push_str(&format!(" and {more} more"));
+    }
+    Wanted::new(keys::CONDITION_SERVED, "False", first.reason, message)
+}

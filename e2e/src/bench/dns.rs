@@ -1,0 +1,190 @@
+//! Queries per second of one agent's DNS server, beside Knot with the same records, each with one
+//! thread for UDP, asked by dnsperf in the same run.
+//!
+//! Needs `dnsperf` and `knotd` (packages dnsperf and knot). The client shares the machine with the
+//! server: only the ratio means something.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use fairlead_crds::keys;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::{
+    fleet::{Fleet, program::build_programs, shop},
+    launch::Launch,
+    process::Unit,
+    report::Row,
+    wait::{self, Look},
+    world::World,
+};
+
+const ZONE: &str = "example.com";
+const DNS_PORT: u16 = 5353;
+const KNOT_PORT: u16 = 5454;
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_secs(5);
+/// Below what either can do, so that latency is that of answering and not of a queue.
+const CALM_QPS: u32 = 2_000;
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
+    tokio::task::spawn_blocking(build_programs).await??;
+    let fleet = Fleet::new(world)?;
+    let home = world.members().next().context("a world has a member")?.name().to_owned();
+    set_up(&fleet, &home).await?;
+    let address = world.member(&home)?.local()?.pods.address;
+    let agent = SocketAddr::new(address.into(), DNS_PORT);
+    let folder = world.folder().join("bench-dns");
+    std::fs::create_dir_all(&folder)?;
+    let queries = folder.join("queries");
+    let names = ["A", "AAAA", "A", "A"].map(|kind| format!("{} {kind}\n", shop::HOST));
+    std::fs::write(&queries, format!("{}no.{ZONE} A\n{ZONE} SOA\n", names.concat()))?;
+
+    let knot = start_knot(world, &home, &folder, address).await?;
+    let reference = SocketAddr::new(address.into(), KNOT_PORT);
+    wait_answer(reference).await?;
+    let mut rows = Vec::new();
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    // In turn, so that whatever else the machine does meets both.
+    for _ in 0..ROUNDS {
+        ours.push(flood(agent, &queries).await?);
+        theirs.push(flood(reference, &queries).await?);
+    }
+    let ratio = |a: &[f64], b: &[f64]| {
+        a.iter().zip(b).filter(|(_, b)| **b > 0.0).map(|(a, b)| a / b).collect::<Vec<_>>()
+    };
+    rows.push(Row::new("agent", "queries/s", &ours));
+    rows.push(Row::new("knot", "queries/s", &theirs));
+    rows.push(Row::new("agent / knot", "ratio", &ratio(&ours, &theirs)));
+    rows.push(Row::new("agent, calm", "ms", &latencies(agent, &queries).await?));
+    rows.push(Row::new("knot, calm", "ms", &latencies(reference, &queries).await?));
+    knot.stop(Duration::from_secs(2)).await;
+    Ok(rows)
+}
+
+/// One member that answers for the shop, without a bound on answers.
+async fn set_up(fleet: &Fleet<'_>, home: &str) -> Result<()> {
+    fleet.init().await?;
+    fleet.join(home).await?;
+    fleet.open_shop(home).await?;
+    let policy = json!({
+        "apiVersion": keys::API_VERSION, "kind": "DNSPolicy",
+        "metadata": {"name": "names", "namespace": shop::GATEWAY_NAMESPACE},
+        "spec": {
+            "targetRefs": [{"group": keys::GATEWAY_GROUP, "kind": "Gateway", "name": "public"}],
+            "zone": ZONE, "strategy": "All", "ttlSeconds": 30,
+        },
+    });
+    fleet.world().hub().objects().apply(&policy).await?;
+    let agent: Api<k8s_openapi::api::apps::v1::Deployment> =
+        Api::namespaced(fleet.world().member(home)?.client(), keys::NAMESPACE);
+    let unbound = json!({"name": "FAIRLEAD_DNS_RATE", "value": "0"});
+    let patch = json!({"spec": {"template": {"spec": {"containers": [
+        {"name": "agent", "env": [unbound]},
+    ]}}}});
+    agent.patch(keys::AGENT, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
+    fleet.wait_live(shop::CART).await?;
+    let address = fleet.world().member(home)?.local()?.pods.address;
+    wait_answer(SocketAddr::new(address.into(), DNS_PORT)).await
+}
+
+async fn start_knot(
+    world: &World,
+    home: &str,
+    folder: &Path,
+    address: std::net::Ipv4Addr,
+) -> Result<Unit> {
+    let zone = format!(
+        "$ORIGIN {ZONE}.\n\
+         @ 30 SOA ns.{ZONE}. hostmaster.{ZONE}. 1 3600 600 1209600 30\n\
+         @ 300 NS ns\n\
+         ns 300 A {address}\n\
+         shop 30 A {address}\n"
+    );
+    std::fs::write(folder.join(format!("{ZONE}.zone")), zone)?;
+    let dir = folder.display();
+    let config = format!(
+        "server:\n    rundir: {dir}\n    listen: {address}@{KNOT_PORT}\n    udp-workers: 1\n    \
+         tcp-workers: 1\n    background-workers: 1\n\
+         log:\n  - target: stderr\n    any: warning\n\
+         database:\n    storage: {dir}\n\
+         zone:\n  - domain: {ZONE}\n    storage: {dir}\n    file: {ZONE}.zone\n"
+    );
+    let config_file = folder.join("knot.conf");
+    std::fs::write(&config_file, config)?;
+    let launch = Launch {
+        argv: ["/usr/sbin/knotd", "-c", &config_file.display().to_string()]
+            .map(str::to_owned)
+            .into(),
+        // Beside the agent, so that both are as far away.
+        netns: Some(world.member(home)?.local()?.pods.namespace.clone()),
+        ..Launch::default()
+    };
+    let knot = Unit::new("knot", folder.join("knot.log"), launch);
+    knot.start().await.context("knotd (package knot)")?;
+    Ok(knot)
+}
+
+async fn dig(server: SocketAddr) -> Result<String> {
+    let (ip, port) = (format!("@{}", server.ip()), server.port().to_string());
+    let output = Command::new("dig")
+        .args([ip.as_str(), "-p", &port, "+short", "+time=1", "+tries=1", shop::HOST])
+        .output()
+        .await
+        .context("dig (package bind9-dnsutils)")?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+async fn wait_answer(server: SocketAddr) -> Result<()> {
+    wait::until(&format!("{server} to answer"), LIMIT, || async {
+        let said = dig(server).await?;
+        Ok(match said.lines().next().and_then(|line| line.parse::<std::net::IpAddr>().ok()) {
+            Some(_) => Look::Done(()),
+            None => Look::Not(format!("it says {said:?}")),
+        })
+    })
+    .await
+}
+
+async fn dnsperf(server: SocketAddr, queries: &Path, words: &[&str]) -> Result<String> {
+    let (ip, port) = (server.ip().to_string(), server.port().to_string());
+    let output = Command::new("dnsperf")
+        .args(["-s", &ip, "-p", &port, "-c", "8", "-d"])
+        .arg(queries)
+        .args(words)
+        .output()
+        .await
+        .context("dnsperf (package dnsperf)")?;
+    ensure!(output.status.success(), "dnsperf: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Queries a second, as many as go.
+async fn flood(server: SocketAddr, queries: &Path) -> Result<f64> {
+    let length = ROUND.as_secs().to_string();
+    let said = dnsperf(server, queries, &["-l", &length]).await?;
+    let line = said.lines().find_map(|line| line.trim().strip_prefix("Queries per second:"));
+    Ok(line.context("dnsperf told no rate")?.trim().parse()?)
+}
+
+/// Latencies of single queries at a calm rate.
+async fn latencies(server: SocketAddr, queries: &Path) -> Result<Vec<f64>> {
+    let (length, rate) = (ROUND.as_secs().to_string(), CALM_QPS.to_string());
+    let said = dnsperf(server, queries, &["-l", &length, "-Q", &rate, "-v"]).await?;
+    let latency = |line: &str| {
+        let seconds: f64 = line
+            .strip_prefix("> NO")
+            .or(line.strip_prefix("> NX"))?
+            .split(' ')
+            .next_back()?
+            .parse()
+            .ok()?;
+        Some(seconds * 1_000.0)
+    };
+    let found: Vec<f64> = said.lines().filter_map(latency).collect();
+    ensure!(!found.is_empty(), "dnsperf told no latencies");
+    Ok(found)
+}
