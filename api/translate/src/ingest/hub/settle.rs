@@ -112,7 +112,9 @@ impl Loss {
         for one in matches {
             match self.winner(key, &one, places, taken) {
                 Some(winner) => {
-                    let message = format!("{winner} comes first (by age, then by name) and has the same match");
+                    let message = format!(
+                        "{winner} comes first (by age, then by name) and has the same match"
+                    );
                     self.notes.push(Note::new(subject, Reason::Conflicted, message));
                 }
                 None => left.push(one),
