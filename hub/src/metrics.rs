@@ -288,7 +288,16 @@ mod tests {
 
     #[test]
     fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
-        let open = Metrics::new(Some(&Counts::default())).encode().unwrap();
+        let metrics = Metrics::new(Some(&Counts::default()));
+        // A family without a sample does not show.
+        let east = MemberId::new("east").unwrap();
+        metrics.set_members([(&east, MemberState::Up)], 1);
+        metrics.set_snapshots([(&east, Millis(1_000))]);
+        metrics.set_held(&[]);
+        metrics.count_status(Outcome::Done);
+        metrics.count_store(Outcome::Done);
+        metrics.pushes.get_or_create(&PushLabels { form: Form::Full }).inc();
+        let open = metrics.encode().unwrap();
         for text in [
             include_str!("../../deploy/chart/hub/alerts.yaml"),
             include_str!("../../deploy/chart/hub/dashboard.json"),

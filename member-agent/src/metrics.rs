@@ -290,7 +290,12 @@ mod tests {
 
     #[test]
     fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
-        let open = Metrics::new(Some(&Counts::default())).text();
+        let metrics = Metrics::new(Some(&Counts::default()));
+        // A family without a sample does not show.
+        metrics.written("create");
+        metrics.failed(Reason::Forbidden);
+        metrics.exceptions([Reason::Forbidden]);
+        let open = metrics.text();
         for text in [
             include_str!("../../deploy/chart/agent/alerts.yaml"),
             include_str!("../../deploy/chart/hub/dashboard.json"),
