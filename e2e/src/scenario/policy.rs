@@ -205,6 +205,8 @@ async fn spill(fleet: &Fleet<'_>) -> Result<Finding> {
     let (west, south) = (share_of(&report, WEST), share_of(&report, SOUTH));
     world.set_ready(WEST, shop::NAMESPACE, SERVICE, MORE, MORE).await?;
     all_to(fleet, WEST).await?;
+    fleet.serve(WEST, SERVICE, "v1", REPLICAS).await?;
+    fleet.wait_ramped("shop/tea").await?;
     let near = |share: f64| (share - 0.5).abs() <= TOLERANCE;
     let holds = near(west) && near(south) && report.failed() == 0;
     Ok(Finding::new(
@@ -228,6 +230,7 @@ async fn weights(fleet: &Fleet<'_>) -> Result<Finding> {
     let mut holds = true;
     for entry in [EAST, WEST, SOUTH] {
         wait_shares(fleet, entry, PATH, &[(EAST, 0.7), (WEST, 0.3)]).await?;
+        fleet.wait_ramped("shop/tea").await?;
         let report = send(fleet, entry, PATH, REQUESTS).await?;
         holds &= is_split(&report, &[(EAST, 0.7), (WEST, 0.3), (SOUTH, 0.0)]);
         more.insert(format!("through {entry}"), shares(&report));
@@ -332,6 +335,7 @@ async fn drained(fleet: &Fleet<'_>) -> Result<Finding> {
     for entry in [EAST, WEST, SOUTH] {
         wait_shares(fleet, entry, PATH, &[(entry, 1.0)]).await?;
     }
+    fleet.wait_ramped("shop/tea").await?;
     let (report, took, at) = under_load(fleet, "fairlead drain west --wait").await?;
     wait_shares(fleet, WEST, PATH, &[(EAST, 1.0)]).await?;
     let late = report.only(|sample| sample.started >= at + Duration::from_secs(1));
