@@ -255,8 +255,12 @@ pub async fn delete(
     };
     let request = Request::new(resource.path(&id.namespace)).delete(&id.name, &params);
     match client.request::<Json>(request.map_err(kube::Error::BuildRequest)?).await {
-        // A Status says that it is gone.
-        Ok(answer) => Ok(Some(answer).filter(|a| a.pointer("/metadata/uid").is_some())),
+        // A Status says that it is gone; so does an object that nothing holds back: of some kinds the
+        // API server answers with what it was.
+        Ok(answer) => {
+            let lives_on = answer.pointer("/metadata/deletionTimestamp").is_some();
+            Ok(Some(answer).filter(|_| lives_on))
+        }
         Err(error) if is_not_found(&error) => Ok(None),
         Err(error) => Err(error),
     }

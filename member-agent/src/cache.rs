@@ -4,7 +4,7 @@
 //! Readers lock briefly and never across an await. Every change bumps a number that wakes them; they
 //! read the state, not the event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fairlead_agent_core::diff::{KindKey, KindState};
@@ -44,7 +44,13 @@ pub struct State {
     pub unanswered: BTreeSet<KindKey>,
     /// What stands against a watch, in words.
     pub troubles: BTreeMap<KindKey, String>,
+    /// Uids of objects that are gone, oldest first.
+    gone: VecDeque<String>,
 }
+
+/// So many objects that are gone are remembered: more than can be deleted while one answer of the API
+/// server is on its way.
+const GONE_MAX: usize = 4_096;
 
 impl Cache {
     /// A cache in which none of these kinds was heard of yet.
@@ -137,9 +143,13 @@ impl Cache {
         });
     }
 
-    /// Puts an object, unless a newer one of it is there.
+    /// Puts an object, unless a newer one of it is there, or it is known to be gone: the answer to a
+    /// write may be read after the watch told of its end.
     pub fn put(&self, read: Read) {
         let held = self.read();
+        if held.gone.contains(&read.live.uid) {
+            return;
+        }
         let same = held.live.get(&read.id).is_some_and(|live| **live == read.live)
             && held.slices.get(&read.id) == read.counts.as_ref();
         let newer = held.live.get(&read.id).is_some_and(|live| is_newer(live, &read.live));
@@ -158,6 +168,7 @@ impl Cache {
                 state.slices.remove(id);
             });
         }
+        self.read().bury(uid);
     }
 }
 
@@ -168,6 +179,17 @@ impl State {
             None => drop(self.slices.remove(&read.id)),
         }
         self.live.insert(read.id, Arc::new(read.live));
+    }
+
+    /// A uid never comes back.
+    fn bury(&mut self, uid: &str) {
+        if uid.is_empty() || self.gone.iter().any(|gone| gone == uid) {
+            return;
+        }
+        self.gone.push_back(uid.to_owned());
+        if self.gone.len() > GONE_MAX {
+            self.gone.pop_front();
+        }
     }
 
     fn forget(&mut self, kind: &KindKey) {
@@ -243,6 +265,36 @@ mod tests {
         anew.live.uid = "another".to_owned();
         cache.put(anew);
         assert_eq!(cache.read().live[&id].resource_version, "9", "made anew counts");
+    }
+
+    #[test]
+    fn what_is_gone_does_not_come_back_by_a_late_answer() {
+        let (cache, _) = cache();
+        let id = object("a", "1").id;
+        cache.put(object("a", "1"));
+        cache.remove(&id, "uid-a");
+        cache.put(object("a", "2"));
+        assert!(!cache.read().live.contains_key(&id));
+        // The watch told of the end before the answer of the creation was read.
+        cache.remove(&id, "uid-b");
+        let mut late = object("a", "3");
+        late.live.uid = "uid-b".to_owned();
+        cache.put(late);
+        assert!(!cache.read().live.contains_key(&id));
+        let mut anew = object("a", "4");
+        anew.live.uid = "uid-c".to_owned();
+        cache.put(anew);
+        assert!(cache.read().live.contains_key(&id));
+    }
+
+    #[test]
+    fn the_gone_are_bounded() {
+        let mut state = State::default();
+        for n in 0..GONE_MAX + 10 {
+            state.bury(&n.to_string());
+        }
+        assert_eq!(state.gone.len(), GONE_MAX);
+        assert!(!state.gone.contains(&"3".to_owned()));
     }
 
     #[test]
