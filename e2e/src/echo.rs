@@ -1,6 +1,6 @@
 //! The echo backend: says who it is and what it received, over HTTP/1.1, h2c, gRPC and upgrades.
 //!
-//! One port speaks all of them. It refuses nothing unless it is asked to (see [`wish`]); a body larger
+//! One port speaks all of them. It refuses nothing unless it is asked to (see `wish`); a body larger
 //! than a MiB is cut, not an error. `gateways` counts the gateways on the way: each appends one entry to
 //! `x-forwarded-for`, so 1 is "from the entry itself" and 2 is "crossed once".
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the writing: by server-side apply on `/status`, only where something other than a time
 //! differs, each object at most once in a round and rounds apart from each other. Never decides what
-//! to say ([`desired`] does) and never writes anything but statuses. A write that fails is tried again
+//! to say ([`mod@desired`] does) and never writes anything but statuses. A write that fails is tried again
 //! with the next round; one that lost against a newer version waits for the watch.
 
 pub mod desired;

@@ -1,7 +1,7 @@
 //! Kubernetes objects to model and back: ingest, render, status.
 //!
 //! Owns the only code that knows how Kubernetes writes what the model says: [`ingest`] reads foreign
-//! objects (members' and the hub's), [`render`] writes the objects that a member must hold, [`status`]
+//! objects (members' and the hub's), [`mod@render`] writes the objects that a member must hold, [`status`]
 //! writes what the hub says about its own objects, [`names`] derives every name.
 //!
 //! Never does I/O, never reads a clock, never decides where traffic goes. Foreign objects stay
