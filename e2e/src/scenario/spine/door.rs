@@ -263,6 +263,8 @@ async fn stranger(stage: &Stage<'_>) -> Result<Finding> {
             "targetRefs": [{
                 "group": "gateway.networking.k8s.io", "kind": "Gateway",
                 "name": keys::EAST_WEST_GATEWAY,
+                // More specific than our own policy for the whole Gateway, so that it counts.
+                "sectionName": keys::EAST_WEST_LISTENER_HTTPS,
             }],
             "tls": {"clientValidation": {
                 "optional": true,
