@@ -19,4 +19,3 @@ pub mod inventory;
 pub mod numbering;
 pub mod push;
 pub mod session;
-pub mod witness;

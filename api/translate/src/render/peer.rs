@@ -69,6 +69,11 @@ impl Inner {
 /// Renders every peer of the plan, and the grants for the routes that use them.
 pub(super) fn render_peers(plan: &MemberPlan, draft: &mut Draft) {
     for (member, peer) in &plan.peers {
+        draft.bundle.peers.insert(member.clone(), probed(peer));
+        // A witness asks the door itself; nothing in its cluster leads there.
+        if peer.used_from.is_empty() {
+            continue;
+        }
         let (v4, v6) = split_addresses(member, peer, draft);
         draft.put(service(member, peer, !v6.is_empty()));
         // One slice stays even when it is empty: without any, gateways forget the Service's ports.
@@ -80,7 +85,6 @@ pub(super) fn render_peers(plan: &MemberPlan, draft: &mut Draft) {
         }
         draft.put(ca(member, peer));
         draft.put(tls_policy(member, peer));
-        draft.bundle.peers.insert(member.clone(), probed(peer));
     }
     render_route_grants(plan, draft);
 }
