@@ -179,3 +179,7 @@ async fn ask_peer(member: MemberId, mut link: Link, say: mpsc::Sender<(MemberId,
         tokio::time::sleep_until(asked + pause).await;
     }
 }
+
+#[cfg(test)]
+#[path = "counts_test.rs"]
+mod tests;

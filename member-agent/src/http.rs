@@ -93,10 +93,13 @@ pub async fn serve_readiness(
     listen: SocketAddr,
     snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> std::io::Result<()> {
-    let waiting = Arc::new(Semaphore::new(WAITING_MAX));
-    let state = (snapshot, waiting);
-    let router = Router::new().route(keys::PATH_READINESS, get(readiness)).with_state(state);
-    axum::serve(TcpListener::bind(listen).await?, router).await
+    axum::serve(TcpListener::bind(listen).await?, readiness_router(snapshot)).await
+}
+
+/// The one route that peers reach.
+pub(crate) fn readiness_router(snapshot: SnapshotWatch) -> Router {
+    let state = (snapshot, Arc::new(Semaphore::new(WAITING_MAX)));
+    Router::new().route(keys::PATH_READINESS, get(readiness)).with_state(state)
 }
 
 /// The counts; to somebody who knows them already and would wait, as soon as they are others.

@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::clock::wall_now;
 use crate::crossing::Crossing;
@@ -25,6 +25,14 @@ use crate::tls::{self, Leaf};
 pub(crate) enum LetsIn {
     Callers,
     Everybody,
+}
+
+/// What is behind a test door.
+#[derive(Debug, Clone, Copy)]
+enum Behind {
+    /// The gateway answers by itself.
+    Status(u16),
+    Server(SocketAddr),
 }
 
 /// A door that runs until it is dropped.
@@ -65,6 +73,15 @@ impl TestMember {
     }
 
     pub(crate) async fn open_door_at(&self, at: &str, lets_in: LetsIn, status: u16) -> TestDoor {
+        self.open(at, lets_in, Behind::Status(status)).await
+    }
+
+    /// Opens this member's door on loopback; what comes through it goes on to a server.
+    pub(crate) async fn open_door_to(&self, server: SocketAddr) -> TestDoor {
+        self.open("127.0.0.1:0", LetsIn::Callers, Behind::Server(server)).await
+    }
+
+    async fn open(&self, at: &str, lets_in: LetsIn, behind: Behind) -> TestDoor {
         let leaf =
             pki::make_leaf(&self.ca, &names::server_name(&self.uid), Purpose::Server, wall_now())
                 .unwrap();
@@ -90,7 +107,7 @@ impl TestMember {
         let connections = Arc::new(AtomicU32::new(0));
         let hangs = Arc::new(AtomicBool::new(false));
         let task =
-            tokio::spawn(serve(listener, config, status, connections.clone(), hangs.clone()));
+            tokio::spawn(serve(listener, config, behind, connections.clone(), hangs.clone()));
         TestDoor { address, connections, hangs, task }
     }
 }
@@ -98,7 +115,7 @@ impl TestMember {
 async fn serve(
     listener: TcpListener,
     config: Arc<ServerConfig>,
-    status: u16,
+    behind: Behind,
     connections: Arc<AtomicU32>,
     hangs: Arc<AtomicBool>,
 ) {
@@ -111,6 +128,14 @@ async fn serve(
             let Ok(mut stream) = tokio_rustls::TlsAcceptor::from(config).accept(stream).await
             else {
                 return;
+            };
+            let status = match behind {
+                Behind::Status(status) => status,
+                Behind::Server(address) => {
+                    let Ok(mut server) = TcpStream::connect(address).await else { return };
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut server).await;
+                    return;
+                }
             };
             let mut bytes = [0; 4096];
             while let Ok(1..) = stream.read(&mut bytes).await {

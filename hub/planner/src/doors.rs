@@ -52,6 +52,11 @@ pub(crate) fn examine(input: &FleetInput, report: &mut Report) -> Examined {
         answers.insert(id.clone(), answer);
     }
     let address_holders = settle_addresses(input, &memory, &mut answers, report);
+    let losers =
+        answers.iter().filter(|(_, answer)| **answer == Answer::No(Reason::AddressConflict));
+    for (loser, _) in losers {
+        without_claim(input, loser, &address_holders, &mut memory);
+    }
     let door = |(id, answer): (MemberId, Answer)| {
         let facts = memory.get(&id).filter(|door| !door.addresses.is_empty()).cloned();
         let ca_pem = memory.get(&id).and_then(|door| door.ca_pem.clone());
@@ -175,6 +180,27 @@ fn settle_addresses(
         holders.insert(address, holder.clone());
     }
     holders
+}
+
+/// What is remembered of a door that claims another one's address is what was known before the claim,
+/// or no address at all: decisions that are kept from before must not lead to somebody else.
+fn without_claim(
+    input: &FleetInput,
+    loser: &MemberId,
+    holders: &BTreeMap<String, MemberId>,
+    memory: &mut BTreeMap<MemberId, DoorMemory>,
+) {
+    let Some(door) = memory.get_mut(loser) else { return };
+    let is_free = |before: &&DoorMemory| {
+        before.uid == door.uid
+            && before.addresses.iter().all(|address| {
+                holders.get(&claim(address, before.port)).is_none_or(|holder| holder == loser)
+            })
+    };
+    match input.memory.doors.get(loser).filter(is_free) {
+        Some(before) => door.clone_from(before),
+        None => door.addresses.clear(),
+    }
 }
 
 /// One spelling for each address, so that two spellings are one claim.

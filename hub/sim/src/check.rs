@@ -10,6 +10,7 @@ use fairlead_model::{NsName, ObjectId, PlanNumber};
 use fairlead_planner::Planned;
 
 use crate::bundle::Target;
+use crate::fault::Lie;
 use crate::setup::address;
 use crate::traffic::View;
 
@@ -50,8 +51,9 @@ pub struct Checker {
     /// Members that an entry knew as able to serve, by service.
     known: BTreeSet<(usize, NsName, usize)>,
     unwanted_since: BTreeMap<(usize, NsName), u64>,
-    /// Members that were removed once: what they had was free for anybody then.
-    removed: BTreeSet<usize>,
+    /// Members that were removed once, or said that their door is elsewhere: what they had was free
+    /// for anybody then.
+    gave_up: BTreeSet<usize>,
     changes: BTreeMap<(usize, ObjectId), VecDeque<u64>>,
 }
 
@@ -89,7 +91,7 @@ impl Checker {
                     .addresses
                     .iter()
                     .filter_map(owner)
-                    .find(|m| view.setup.members[*m].id != *peer && !self.removed.contains(m));
+                    .find(|m| view.setup.members[*m].id != *peer && !self.gave_up.contains(m));
                 if let Some(owner) = foreign {
                     let owner = &view.setup.members[owner].id;
                     let text = format!("{entry} is to reach {peer} by the address of {owner}");
@@ -134,8 +136,9 @@ impl Checker {
     pub fn changed(&mut self, view: View<'_>) {
         self.known.retain(|(_, service, target)| is_able(view, *target, service));
         for (m, member) in view.setup.members.iter().enumerate() {
-            if view.faults.is_removed(m) {
-                self.removed.insert(m);
+            let moved = view.faults.lie(m) == Some(Lie::ForeignAddress);
+            if moved || view.faults.is_removed(m) {
+                self.gave_up.insert(m);
             }
             for service in member.services.keys() {
                 let key = (m, service.clone());

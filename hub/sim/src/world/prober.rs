@@ -11,6 +11,14 @@ use super::{
 use crate::fault::{Lie, Node, Power};
 use crate::setup::{address, ca};
 
+/// How an agent that does not lie tells what it finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Truth {
+    AsBefore,
+    /// It lied before: what is true is news again.
+    Anew,
+}
+
 impl World {
     pub(super) fn start_probes(&mut self, member: usize) {
         let Some(agent) = &self.agents[member] else { return };
@@ -86,12 +94,12 @@ impl World {
             let name = &self.setup.members[member].id;
             let text = format!("{name} finds {peer} {reach:?}");
             self.tell(|| text);
-            self.say_probes(member);
+            self.say_probes(member, Truth::AsBefore);
             self.apply_soon(member);
         }
     }
 
-    pub(super) fn say_probes(&mut self, member: usize) {
+    pub(super) fn say_probes(&mut self, member: usize, truth: Truth) {
         let Some(agent) = &self.agents[member] else { return };
         let mut report = agent.report.clone();
         let since = self.clock(agent.skew);
@@ -100,8 +108,8 @@ impl World {
             Some(Lie::EverybodyAnswers) => Some(Reach::Reachable),
             Some(Lie::ForeignAddress) | None => None,
         };
-        if let Some(reach) = said {
-            report.values_mut().for_each(|said| *said = PeerReach { reach, since });
+        for told in report.values_mut().filter(|_| said.is_some() || truth == Truth::Anew) {
+            *told = PeerReach { reach: said.unwrap_or(told.reach), since };
         }
         self.tell_agent(member, Input::Probes(report));
     }

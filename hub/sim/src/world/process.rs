@@ -6,6 +6,7 @@ use fairlead_agent_core::session::{Identity as AgentIdentity, Input};
 use fairlead_proto::ledger::snapshot_to_ledger;
 
 use super::World;
+use super::prober::Truth;
 use crate::agent::Agent;
 use crate::hub::Hub;
 use crate::net::Way;
@@ -116,7 +117,7 @@ impl World {
             self.tell_agent(member, Input::Snapshot(ledger));
         }
         if lies || lied {
-            self.say_probes(member);
+            self.say_probes(member, if lies { Truth::AsBefore } else { Truth::Anew });
         }
     }
 }
