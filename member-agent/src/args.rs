@@ -64,6 +64,10 @@ pub struct RunArgs {
     /// not say: the parent zone names it. May be given several times.
     #[arg(long, env = "FAIRLEAD_DNS_ADDRESS", value_delimiter = ',')]
     pub dns_address: Vec<String>,
+    /// Resolver to ask for the names of doors, as ADDRESS:PORT, instead of the pod's own. May be given several
+    /// times.
+    #[arg(long, env = "FAIRLEAD_RESOLVER", value_delimiter = ',')]
+    pub resolver: Vec<SocketAddr>,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,

@@ -1,20 +1,26 @@
-//! Asks a resolver for the doors whose addresses are names, when the machine says so.
+//! Asks a resolver for the doors and gateways whose addresses are names, when the machine says so.
 //!
 //! Thin: which names, when, and what an answer means is [`Names`]. The resolver is the pod's own
-//! (`/etc/resolv.conf`) and keeps nothing itself: how long an answer holds is decided in one place.
+//! (`/etc/resolv.conf`), or a given one, and keeps nothing itself: how long an answer holds is decided in one place.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_agent_core::dns::Family;
-use fairlead_agent_core::names::{Ask, Heard, Names, Resolved, names_of, resolve_peers};
+use fairlead_agent_core::names::{
+    Ask, Heard, Names, Resolved, names_of, names_of_gateways, resolve_peers,
+};
 use fairlead_model::MemberId;
 use fairlead_model::bundle::Peer;
+use fairlead_model::snapshot::Snapshot;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RecordType};
@@ -43,6 +49,8 @@ pub struct NameKeeper<R> {
     pub clock: Clock,
     /// Peers as the bundle names them.
     pub peers: watch::Receiver<Peers>,
+    /// Our own gateways.
+    pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     /// Who knows.
     pub resolver: R,
     /// What is known.
@@ -59,7 +67,10 @@ impl<R: Resolve> NameKeeper<R> {
         let mut waiting: Vec<Ask> = Vec::new();
         let mut peers = self.peers.borrow_and_update().clone();
         loop {
-            names.want(&names_of(&peers), self.clock.now());
+            let mut wanted = names_of(&peers);
+            let snapshot = self.snapshot.borrow_and_update().clone();
+            wanted.extend(snapshot.as_deref().into_iter().flat_map(names_of_gateways));
+            names.want(&wanted, self.clock.now());
             waiting.extend(names.due(self.clock.now()));
             while out.len() < ASKS_MAX
                 && let Some(ask) = waiting.pop()
@@ -78,7 +89,7 @@ impl<R: Resolve> NameKeeper<R> {
             };
             tokio::select! {
                 Some((ask, heard)) = out.next() => {
-                    debug!(name = %ask.name, family = ?ask.family, ?heard, "asked for a door's name");
+                    debug!(name = %ask.name, family = ?ask.family, ?heard, "asked for a name");
                     names.hear(&ask, heard, self.clock.now());
                 }
                 changed = self.peers.changed() => {
@@ -86,6 +97,11 @@ impl<R: Resolve> NameKeeper<R> {
                         return;
                     }
                     peers = self.peers.borrow_and_update().clone();
+                }
+                changed = self.snapshot.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
                 }
                 () = due => {}
             }
@@ -99,7 +115,7 @@ impl<R: Resolve> NameKeeper<R> {
             if changed {
                 for (name, found) in resolved.iter().filter(|(name, f)| held.get(*name) != Some(*f))
                 {
-                    info!(%name, v4 = ?found.v4, v6 = ?found.v6, "a door's name stands for");
+                    info!(%name, v4 = ?found.v4, v6 = ?found.v6, "a name stands for");
                 }
                 *held = Arc::new(resolved);
             }
@@ -115,14 +131,21 @@ impl<R: Resolve> NameKeeper<R> {
     }
 }
 
-/// The pod's own resolver.
+/// A resolver on the network.
 pub struct SystemResolver(Option<TokioResolver>);
 
 impl SystemResolver {
-    /// Reads where it is. Without that every question fails, and what is there stands.
-    pub fn new() -> Self {
+    /// The one at these addresses, or the pod's own where there are none. Where that cannot be read, every
+    /// question fails, and what is there stands.
+    pub fn new(servers: &[SocketAddr]) -> Self {
         let build = || -> Result<TokioResolver, NetError> {
-            let mut builder = TokioResolver::builder_tokio()?;
+            let mut builder = match servers {
+                [] => TokioResolver::builder_tokio()?,
+                servers => TokioResolver::builder_with_config(
+                    at_servers(servers),
+                    TokioRuntimeProvider::default(),
+                ),
+            };
             let options = builder.options_mut();
             options.cache_size = 0;
             options.timeout = ASK_TIMEOUT;
@@ -139,10 +162,13 @@ impl SystemResolver {
     }
 }
 
-impl Default for SystemResolver {
-    fn default() -> Self {
-        Self::new()
-    }
+fn at_servers(servers: &[SocketAddr]) -> ResolverConfig {
+    let server = |server: &SocketAddr| {
+        let (mut udp, mut tcp) = (ConnectionConfig::udp(), ConnectionConfig::tcp());
+        (udp.port, tcp.port) = (server.port(), server.port());
+        NameServerConfig::new(server.ip(), true, vec![udp, tcp])
+    };
+    ResolverConfig::from_parts(None, vec![], servers.iter().map(server).collect())
 }
 
 impl Resolve for SystemResolver {

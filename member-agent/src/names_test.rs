@@ -2,15 +2,16 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
 
-use fairlead_model::ClusterUid;
-use fairlead_model::snapshot::Address;
+use fairlead_model::dns::DnsName;
+use fairlead_model::snapshot::{Address, GatewayRole, GatewayState};
+use fairlead_model::{ClusterUid, NsName};
 use hickory_resolver::net::NoRecords;
 use hickory_resolver::proto::op::Query;
-use hickory_resolver::proto::rr::Record;
-use hickory_resolver::proto::rr::rdata::SOA;
+use hickory_resolver::proto::rr::rdata::{A, SOA};
+use hickory_resolver::proto::rr::{RData, Record};
 
 use super::*;
 
@@ -52,11 +53,13 @@ async fn names_are_asked_for_while_a_bundle_names_them() {
     let said = Heard::Addresses { ips: [ip].into(), ttl_s: 60 };
     let resolver = Told(Arc::new(Mutex::new((said, BTreeSet::new()))));
     let (peers_tx, peers_rx) = watch::channel(Peers::default());
+    let (snapshot_tx, snapshot_rx) = watch::channel(None);
     let (resolved_tx, mut resolved) = watch::channel(Arc::default());
     let (probed_tx, mut probed) = watch::channel(Peers::default());
     let keeper = NameKeeper {
         clock: Clock::start(),
         peers: peers_rx,
+        snapshot: snapshot_rx,
         resolver: resolver.clone(),
         resolved: resolved_tx,
         probed: probed_tx,
@@ -73,7 +76,64 @@ async fn names_are_asked_for_while_a_bundle_names_them() {
     peers_tx.send_replace(peers(&["192.0.2.9"]));
     soon(&mut resolved, |resolved| resolved.is_empty()).await;
     soon(&mut probed, |peers| at(peers) == ["192.0.2.9"]).await;
+    let mut snapshot = Snapshot::default();
+    let gateway = GatewayState {
+        class: "eg".to_owned(),
+        role: GatewayRole::Created(NsName::new("infra", "public")),
+        programmed: Some(true),
+        message: String::new(),
+        addresses: [Address::of("lb.example.net")].into(),
+        listeners: BTreeMap::new(),
+    };
+    snapshot.gateways.insert(NsName::new("infra", "public-global"), gateway);
+    snapshot_tx.send_replace(Some(Arc::new(snapshot)));
+    let lb = DnsName::new("lb.example.net").unwrap();
+    soon(&mut resolved, |r| r.get(&lb).is_some_and(|found| found.v4.is_some())).await;
     running.abort();
+}
+
+/// A server that answers A with one address, AAAA with the zone's SOA, and everything under `broken` with an
+/// error.
+async fn server() -> SocketAddr {
+    use hickory_resolver::proto::op::{Message, OpCode};
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let at = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 2_048];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer).await {
+            let query = Message::from_vec(&buffer[..len]).unwrap();
+            let asked = query.queries[0].clone();
+            let mut answer = Message::response(query.metadata.id, OpCode::Query);
+            answer.add_query(asked.clone());
+            let start = || SOA::new(asked.name.clone(), asked.name.clone(), 1, 1, 1, 1, 20);
+            if asked.name.to_ascii().starts_with("broken") {
+                answer.metadata.response_code = ResponseCode::ServFail;
+            } else if asked.query_type == RecordType::A {
+                let data = RData::A(A(Ipv4Addr::new(192, 0, 2, 1)));
+                answer.answers.push(Record::from_rdata(asked.name, 60, data));
+            } else {
+                let start = RData::SOA(start());
+                answer.authorities.push(Record::from_rdata(asked.name, 20, start));
+            }
+            socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    at
+}
+
+#[tokio::test]
+async fn a_resolver_is_asked_over_the_network() {
+    let resolver = SystemResolver::new(&[server().await]);
+    let ask = |name: &str, family| {
+        let ask = Ask { name: DnsName::new(name).unwrap(), family };
+        tokio::time::timeout(Duration::from_secs(30), resolver.resolve(ask))
+    };
+    let v4 = ask("door.example.net", Family::V4).await.unwrap();
+    let wanted = "192.0.2.1".parse().unwrap();
+    assert_eq!(v4, Heard::Addresses { ips: [wanted].into(), ttl_s: 60 });
+    let v6 = ask("door.example.net", Family::V6).await.unwrap();
+    assert_eq!(v6, Heard::Absent { ttl_s: Some(20) });
+    assert_eq!(ask("broken.example.net", Family::V4).await.unwrap(), Heard::Failed);
 }
 
 #[test]

@@ -181,7 +181,8 @@ async fn start(
     let names = NameKeeper {
         clock,
         peers: bundles.peers.subscribe(),
-        resolver: SystemResolver::new(),
+        snapshot: snapshot.clone(),
+        resolver: SystemResolver::new(&args.resolver),
         resolved: resolved_tx,
         probed: probed_tx,
     };
@@ -236,6 +237,7 @@ async fn start(
         cache: cache.clone(),
         snapshot: snapshot.clone(),
         held: bundles.held.subscribe(),
+        resolved: resolved.clone(),
         views: inside.clone(),
         serial: u32::try_from(wall_now().0 / 1_000).unwrap_or(1),
     };

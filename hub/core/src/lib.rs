@@ -19,4 +19,5 @@ pub mod inventory;
 pub mod numbering;
 pub mod push;
 pub mod session;
+pub mod visible;
 pub mod witness;

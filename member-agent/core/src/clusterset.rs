@@ -19,10 +19,11 @@ use std::net::IpAddr;
 
 use fairlead_model::bundle::{Bundle, RuleId};
 use fairlead_model::recipe::Serve;
-use fairlead_model::snapshot::{Address, Consent, GatewayState, ListenerState, Snapshot};
+use fairlead_model::snapshot::{Consent, GatewayState, ListenerState, Snapshot};
 use fairlead_model::{Json, NsName, ObjectId, ServicePort};
 
 use crate::live::{LiveObject, LiveObjects};
+use crate::names::{Resolved, ips_of};
 use crate::own::{GATEWAY_GROUP, SERVICE_NAME};
 
 /// Where names of the clusterset are; the MCS-API allows no other.
@@ -42,6 +43,8 @@ pub struct ClustersetInput<'a> {
     pub snapshot: &'a Snapshot,
     /// Services, EndpointSlices and routes in the API server.
     pub live: &'a LiveObjects,
+    /// What the names of our gateways stand for.
+    pub resolved: &'a Resolved,
     /// Routes that a gateway of theirs refuses.
     pub refused: &'a BTreeSet<ObjectId>,
 }
@@ -200,13 +203,10 @@ fn by_gateway(input: &ClustersetInput<'_>) -> BTreeMap<NsName, ByGateway> {
                 }
                 let served = found.entry(service).or_default().entry(gateway.clone()).or_default();
                 served.ports.insert(listener.port);
-                served.addresses.extend(state.addresses.iter().filter_map(
-                    |address| match address {
-                        Address::Ip(ip) => Some(*ip),
-                        // A stub resolver does not follow an alias that leads out of the zone.
-                        Address::Name(_) => None,
-                    },
-                ));
+                // No alias: a stub resolver does not follow one that leads out of the zone.
+                let ips =
+                    state.addresses.iter().flat_map(|address| ips_of(address, input.resolved));
+                served.addresses.extend(ips);
             }
         }
     }

@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use fairlead_model::bundle::{BundleObject, Claim, Gate};
+use fairlead_model::dns::DnsName;
 use fairlead_model::recipe::{RECIPE_VERSION, Recipe, RecipeBackend, WhenUnavailable};
-use fairlead_model::snapshot::{EndpointCounts, GatewayRole, PortState, ServiceState};
+use fairlead_model::snapshot::{Address, EndpointCounts, GatewayRole, PortState, ServiceState};
 use serde_json::json;
 
 use super::*;
 use crate::live::Keep;
+use crate::names::Found;
 
 const HOST: &str = "cart.shop.svc.clusterset.local";
 
@@ -27,6 +29,7 @@ struct World {
     bundle: Bundle,
     snapshot: Snapshot,
     live: LiveObjects,
+    resolved: Resolved,
     refused: BTreeSet<ObjectId>,
 }
 
@@ -36,6 +39,7 @@ impl World {
             bundle: Some(&self.bundle),
             snapshot: &self.snapshot,
             live: &self.live,
+            resolved: &self.resolved,
             refused: &self.refused,
         })
     }
@@ -226,6 +230,13 @@ fn what_gateways_say_counts() {
         gateway.addresses = [Address::of("lb.example.net")].into();
     });
     assert_eq!(alias.addresses(), Some(BTreeSet::new()), "the gateway has a name only");
+    let found = Found { v4: Some(ips(&["192.0.2.7"])), v6: None };
+    alias.resolved.insert(DnsName::new("lb.example.net").unwrap(), found);
+    assert_eq!(
+        alias.addresses(),
+        Some(ips(&["192.0.2.7"])),
+        "and it is known what that stands for"
+    );
 }
 
 #[test]

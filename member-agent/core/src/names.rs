@@ -1,5 +1,5 @@
-//! Doors whose addresses are names, as cloud load balancers have them: what the names stand for, and what
-//! that makes of the slices of the crossing.
+//! Doors and gateways whose addresses are names, as cloud load balancers have them: what the names stand for,
+//! and what that makes of the slices of the crossing.
 //!
 //! One small machine for each name and family. Time comes in, and who asks the resolver is not known here.
 //!
@@ -19,7 +19,7 @@ use std::net::IpAddr;
 
 use fairlead_model::bundle::{Bundle, Peer};
 use fairlead_model::dns::DnsName;
-use fairlead_model::snapshot::Address;
+use fairlead_model::snapshot::{Address, GatewayRole, Snapshot};
 use fairlead_model::{Json, MemberId, Millis, ObjectId};
 use serde_json::json;
 
@@ -184,6 +184,23 @@ fn usable(heard: Heard, family: Family) -> Heard {
 /// Names among the addresses of peers' doors.
 pub fn names_of(peers: &BTreeMap<MemberId, Peer>) -> BTreeSet<DnsName> {
     peers.values().flat_map(|peer| &peer.addresses).filter_map(name_of).collect()
+}
+
+/// Names among the addresses of this member's own gateways.
+pub fn names_of_gateways(snapshot: &Snapshot) -> BTreeSet<DnsName> {
+    let gateways = snapshot.gateways.values().filter(|gateway| gateway.role != GatewayRole::Door);
+    gateways.flat_map(|gateway| &gateway.addresses).filter_map(name_of).collect()
+}
+
+/// What is known to be behind an address: itself, or what its name stands for.
+pub fn ips_of(address: &Address, resolved: &Resolved) -> BTreeSet<IpAddr> {
+    match (address, name_of(address).and_then(|name| resolved.get(&name))) {
+        (Address::Ip(ip), _) => [*ip].into(),
+        (Address::Name(_), Some(found)) => {
+            found.v4.iter().chain(&found.v6).flatten().copied().collect()
+        }
+        (Address::Name(_), None) => BTreeSet::new(),
+    }
 }
 
 fn name_of(address: &Address) -> Option<DnsName> {

@@ -46,11 +46,14 @@ fn after(said: &[Heard]) -> (Option<BTreeSet<IpAddr>>, u64) {
     (names.resolved()[&name(DOOR)].v4.clone(), wait)
 }
 
+/// What it is, what is said, what is known then, and how long the next question waits.
+type Case = (&'static str, Vec<Heard>, Option<&'static [&'static str]>, u64);
+
 #[test]
 fn every_transition() {
     const A: &[&str] = &["192.0.2.1"];
     const B: &[&str] = &["192.0.2.2"];
-    let cases: Vec<(&str, Vec<Heard>, Option<&[&str]>, u64)> = vec![
+    let cases: Vec<Case> = vec![
         ("found", vec![addresses(A)], Some(A), 60_000),
         ("it moved", vec![addresses(A), addresses(B)], Some(B), 60_000),
         ("never an answer", vec![Heard::Failed], None, 1_000),

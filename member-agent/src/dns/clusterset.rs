@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use fairlead_agent_core::clusterset::{Clusterset, ClustersetInput, reach};
 use fairlead_agent_core::dns::View;
+use fairlead_agent_core::names::Resolved;
 use fairlead_model::snapshot::Snapshot;
 use fairlead_model::{MemberId, ObjectId};
 use tokio::sync::watch;
@@ -33,6 +34,8 @@ pub struct ClustersetKeeper {
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     /// The bundle in force.
     pub held: watch::Receiver<Option<Arc<Held>>>,
+    /// What the names of our gateways stand for.
+    pub resolved: watch::Receiver<Arc<Resolved>>,
     /// Where the view goes.
     pub views: Views,
     /// First serial: above that of any run before.
@@ -55,6 +58,7 @@ impl ClustersetKeeper {
                 changed = changes.changed() => changed,
                 changed = self.snapshot.changed() => changed,
                 changed = self.held.changed() => changed,
+                changed = self.resolved.changed() => changed,
             };
             if changed.is_err() {
                 return;
@@ -67,6 +71,7 @@ impl ClustersetKeeper {
         let snapshot = self.snapshot.borrow_and_update().clone()?;
         let held = self.held.borrow_and_update().clone();
         let bundle = held.as_ref().map(|held| &held.bundle);
+        let resolved = self.resolved.borrow_and_update().clone();
         let state = self.cache.read();
         let controllers = Controllers::of(&state);
         let routes = bundle.into_iter().flat_map(|bundle| bundle.objects.keys());
@@ -77,8 +82,13 @@ impl ClustersetKeeper {
             })
             .cloned()
             .collect();
-        let input =
-            ClustersetInput { bundle, snapshot: &snapshot, live: &state.live, refused: &refused };
+        let input = ClustersetInput {
+            bundle,
+            snapshot: &snapshot,
+            live: &state.live,
+            resolved: &resolved,
+            refused: &refused,
+        };
         Some(reach(&input))
     }
 

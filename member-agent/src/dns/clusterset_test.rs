@@ -72,6 +72,7 @@ async fn answers_follow_the_cluster() {
     let cache = Cache::new(kinds.iter().map(|k| KindKey::new(&k.group, &k.kind)));
     let (snapshots, snapshot_rx) = watch::channel(None);
     let (_held, held) = watch::channel(None);
+    let (_resolved, resolved) = watch::channel(Arc::default());
     let views: Views = Arc::new(ArcSwap::default());
     let member = MemberId::new("east").unwrap();
     let keeper = ClustersetKeeper {
@@ -79,6 +80,7 @@ async fn answers_follow_the_cluster() {
         cache: cache.clone(),
         snapshot: snapshot_rx,
         held,
+        resolved,
         views: views.clone(),
         serial: 7,
     };
