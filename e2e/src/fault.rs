@@ -16,7 +16,8 @@ use crate::{
 };
 
 const AGENT: &str = "fairlead-agent";
-const HUB: &str = "fairlead-hub";
+/// The hub's program.
+pub const HUB: &str = "fairlead-hub";
 /// Routing rules of cuts come before the one for local addresses (100).
 const CUT_PRIORITY: u32 = 10;
 

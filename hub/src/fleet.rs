@@ -13,7 +13,7 @@ use fairlead_hub_core::intake::Held;
 use fairlead_hub_core::inventory::{Inventory, Report, ReportOrder};
 use fairlead_hub_core::push::Wanted;
 use fairlead_hub_core::session::{Close, Identity, Remembered, check_takeover};
-use fairlead_model::health::{MemberHealth, ProbeReport};
+use fairlead_model::health::{ApiServer, MemberHealth, ProbeReport};
 use fairlead_model::session::{ApplyReport, Hello, OverlayReport};
 use fairlead_model::{ClusterUid, MemberId, Millis, PlanNumber, Reason};
 use tokio::sync::watch;
@@ -264,6 +264,20 @@ impl Fleet {
         state.said.entry(member.clone()).or_default().heard_at = Some(now);
         let changed = state.health.heard(member, now);
         drop(state);
+        if changed == Changed::Yes {
+            self.changed.mark();
+        }
+    }
+
+    /// An agent said whether it reaches its API server.
+    pub fn api_server(&self, member: &MemberId, epoch: u64, api: ApiServer) {
+        let mut state = self.lock();
+        if state.live.get(member).is_none_or(|live| live.epoch != epoch) {
+            return;
+        }
+        let changed = state.health.api_server(member, api, clock::now());
+        drop(state);
+        self.evidence.mark();
         if changed == Changed::Yes {
             self.changed.mark();
         }

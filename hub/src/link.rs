@@ -326,6 +326,10 @@ impl SessionTask {
                 Output::Probes(report) => {
                     self.link.fleet.probes(&self.session.identity().member, report);
                 }
+                Output::ApiServer(api) => {
+                    let epoch = self.epoch.unwrap_or_default();
+                    self.link.fleet.api_server(&self.session.identity().member, epoch, api);
+                }
                 Output::Traffic(report) => {
                     let member = &self.session.identity().member;
                     self.link.traffic.put(member, clock::now(), report);

@@ -7,6 +7,8 @@
 //!
 //! A write that fails is tried again with a growing wait, told in the report, and stops nothing else.
 
+mod tell;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,7 @@ use fairlead_agent_core::own::{Limits, exception, prepare};
 use fairlead_agent_core::readiness::Counts;
 use fairlead_model::bundle::Bundle;
 use fairlead_model::health::ProbeReport;
-use fairlead_model::session::{ApplyReport, EXCEPTIONS_MAX, Exception, OverlayReport};
+use fairlead_model::session::{ApplyReport, Exception, OverlayReport};
 use fairlead_model::snapshot::{Consent, Snapshot};
 use fairlead_model::{Json, Millis, ObjectId, PlanNumber, Reason};
 use fairlead_telemetry::span::{TraceContext, Tracer};
@@ -38,7 +40,6 @@ use crate::cache::{Cache, Read};
 use crate::clock::Clock;
 use crate::disk::KeptKnock;
 use crate::metrics::Metrics;
-use crate::observe::Controllers;
 use crate::spans;
 use crate::watch::Resources;
 use crate::write::{differs, digest_of, wanted_of, what, write};
@@ -433,113 +434,6 @@ impl Applier {
             why: exception(reason, message),
         };
         memory.failed.insert(action.id().clone(), failed);
-    }
-
-    /// Says what became of the plan, when that is news.
-    fn report(&self, pass: &Pass, memory: &mut Memory) {
-        let mut exceptions = self.complaints(&pass.held.bundle);
-        exceptions.extend(pass.partly.clone());
-        exceptions.extend(pass.diff.exceptions.clone());
-        let failed = memory.failed.iter().map(|(id, failed)| (id.clone(), failed.why.clone()));
-        exceptions.extend(failed);
-        let more = exceptions.len().saturating_sub(EXCEPTIONS_MAX);
-        self.metrics.exceptions(exceptions.values().map(|exception| exception.reason));
-        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let report = ApplyReport {
-            number: pass.held.bundle.number,
-            complete: true,
-            objects: count(pass.held.bundle.objects.len()),
-            written: count(memory.written.len()),
-            exceptions: exceptions.into_iter().take(EXCEPTIONS_MAX).collect(),
-            exceptions_more: count(more),
-            refused: None,
-        };
-        let first = self.applied.borrow().as_ref().map(|r| r.number) != Some(report.number);
-        if first {
-            let took = self.clock.now().since(pass.held.at);
-            self.begin_awaiting(pass, &report, memory);
-            self.metrics.applied(report.number, took, self.clock.now());
-            info!(
-                plan = %report.number, objects = report.objects, written = report.written,
-                exceptions = report.exceptions.len(), took_ms = took,
-                trace_id = pass.held.trace.map(TraceContext::trace_id), "applied plan"
-            );
-        }
-        self.applied.send_if_modified(|held| {
-            let changed = held.as_ref() != Some(&report);
-            *held = Some(report);
-            changed
-        });
-    }
-
-    /// A plan that changed something is over when the gateways have taken its routes.
-    fn begin_awaiting(&self, pass: &Pass, report: &ApplyReport, memory: &mut Memory) {
-        if report.written == 0 {
-            return;
-        }
-        if let Some(trace) = pass.held.trace {
-            spans::record_applied(&self.tracer, trace, pass.held.at, report);
-        }
-        let routes: BTreeSet<ObjectId> =
-            memory.written.iter().filter(|id| id.kind.ends_with("Route")).cloned().collect();
-        memory.awaiting = (!routes.is_empty()).then(|| spans::Awaiting {
-            number: report.number,
-            trace: pass.held.trace,
-            arrived: pass.held.at,
-            since: self.clock.now(),
-            count: routes.len(),
-            routes,
-        });
-    }
-
-    /// Looks whether the gateways have taken what was written.
-    fn tell_programmed(&self, memory: &mut Memory) {
-        let Some(awaiting) = &mut memory.awaiting else { return };
-        let state = self.cache.read();
-        let controllers = Controllers::of(&state);
-        // A route that is gone is awaited by nobody.
-        awaiting
-            .routes
-            .retain(|id| state.live.get(id).is_some_and(|live| !controllers.is_accepted(id, live)));
-        drop(state);
-        if !awaiting.routes.is_empty() {
-            return;
-        }
-        let now = self.clock.now();
-        spans::record_programmed(&self.tracer, awaiting, now);
-        self.metrics.programmed(now.since(awaiting.arrived));
-        memory.awaiting = None;
-    }
-
-    /// Says when members were taken out of our routes or back in.
-    fn tell_overlay(&self, pass: &Pass, memory: &mut Memory) {
-        let report = &pass.overlay.report;
-        self.metrics.overlay(report.out.len(), report.rules);
-        let probes = self.reaches.borrow().clone();
-        let (before, now) = (&memory.out, &report.out);
-        let told =
-            spans::record_overlay(&self.tracer, before, now, &probes, report.rules, report.number);
-        if let Some(context) = told {
-            self.metrics.overlay_changed(before, now);
-            info!(
-                trace_id = context.trace_id(), out = ?now, rules = report.rules,
-                "the overlay changed"
-            );
-            memory.out.clone_from(now);
-        }
-    }
-
-    /// What gateways say against our routes.
-    fn complaints(&self, bundle: &Bundle) -> BTreeMap<ObjectId, Exception> {
-        let state = self.cache.read();
-        let controllers = Controllers::of(&state);
-        let routes = bundle.objects.keys().filter(|id| id.kind.ends_with("Route"));
-        let complaints = routes.filter_map(|id| {
-            let live = state.live.get(id).filter(|live| live.is_ours())?;
-            let (reason, message) = controllers.complaint(id, live)?;
-            Some((id.clone(), exception(reason, message)))
-        });
-        complaints.collect()
     }
 
     /// Waits for a reason to look again.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fairlead_agent_core::diff::{KindKey, KindState};
 use fairlead_agent_core::live::{LiveObject, LiveObjects};
+use fairlead_model::health::ApiServer;
 use fairlead_model::{NsName, ObjectId};
 use fairlead_translate::ingest::member::SliceCounts;
 use tokio::sync::watch;
@@ -51,6 +52,32 @@ pub struct State {
 /// So many objects that are gone are remembered: more than can be deleted while one answer of the API
 /// server is on its way.
 const GONE_MAX: usize = 4_096;
+
+impl State {
+    /// Whether the API server can be reached: it is lost when every watch is, and at least one says
+    /// what stands against it. A single kind that fails has reasons of its own.
+    pub fn api_server(&self) -> ApiServer {
+        let is_lost = |state: &KindState| *state == KindState::Unsynced;
+        if !self.troubles.is_empty() && self.kinds.values().all(is_lost) {
+            ApiServer::Lost
+        } else {
+            ApiServer::Answers
+        }
+    }
+}
+
+/// Tells whenever the API server is lost or back.
+pub async fn tell_api_server(cache: Arc<Cache>, tell: watch::Sender<ApiServer>) {
+    let mut changes = cache.subscribe();
+    loop {
+        changes.mark_unchanged();
+        let now = cache.read().api_server();
+        tell.send_if_modified(|held| std::mem::replace(held, now) != now);
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
 
 impl Cache {
     /// A cache in which none of these kinds was heard of yet.

@@ -3,31 +3,37 @@
 //! One task per peer, over a connection of its own: an agent that is slow to answer must not look like a
 //! dead door. What peers say, and our own snapshot, go into one machine
 //! ([`fairlead_agent_core::readiness`]); the overlay reads what it comes to. A peer that does not answer
-//! says nothing: what it said last stands.
+//! says nothing: what it said last stands. A question that was answered before waits at the peer until
+//! there is another answer, so that news comes at once and silence costs little; a peer that does not
+//! know this idiom is asked five times a second.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairlead_agent_core::readiness::{ASK_BYTES_PER_MS, ASK_PERIOD_MS, Counts, Readiness};
+use fairlead_agent_core::readiness::{
+    ASK_BYTES_PER_MS, ASK_PERIOD_MS, ASK_WAIT_MS, Counts, Readiness,
+};
 use fairlead_crds::keys;
 use fairlead_model::bundle::Peer;
 use fairlead_model::snapshot::{EndpointCounts, Snapshot};
 use fairlead_model::{MemberId, NsName};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::crossing::Crossing;
+use crate::door::{Answer, Question};
 use crate::http;
 use crate::probe::{Link, PEERS_MAX};
 use crate::tls::{self, Trust};
 
 /// After a question without an answer.
 const AGAIN: Duration = Duration::from_secs(2);
-/// A question without an answer ends after that.
-const TIMEOUT: Duration = Duration::from_secs(1);
+/// A question without an answer ends after that: a second more than a peer may wait with it.
+const TIMEOUT: Duration = Duration::from_millis(ASK_WAIT_MS + 1_000);
 /// Answers on their way to the machine.
 const SAID_MAX: usize = 64;
 
@@ -141,27 +147,35 @@ impl Asker {
 }
 
 async fn ask_peer(member: MemberId, mut link: Link, say: mpsc::Sender<(MemberId, Services)>) {
-    let mut last = None;
+    let (mut last, mut seen) = (None, None::<String>);
     loop {
-        let answer = tokio::time::timeout(TIMEOUT, link.read(keys::PATH_READINESS)).await;
-        if answer.is_err() {
-            link.on_timeout();
-        }
-        let counts = match answer {
-            Ok(Ok((200, body))) => http::read_readiness(&body).map(|counts| (counts, body.len())),
-            Ok(Ok(_) | Err(_)) | Err(_) => None,
-        };
-        let Some((counts, bytes)) = counts else {
-            tokio::time::sleep(AGAIN).await;
-            continue;
-        };
-        if last.as_ref() != Some(&counts) {
-            last = Some(counts.clone());
-            if say.send((member.clone(), counts)).await.is_err() {
-                return;
+        let asked = Instant::now();
+        let question = Question { path: keys::PATH_READINESS, seen: seen.as_deref() };
+        let bytes = match tokio::time::timeout(TIMEOUT, link.read(question)).await {
+            Ok(Ok(Answer { status: 304, .. })) => 0,
+            Ok(Ok(Answer { status: 200, body, tag })) => {
+                let Some(counts) = http::read_readiness(&body) else {
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                };
+                seen = tag;
+                if last.as_ref() != Some(&counts) {
+                    last = Some(counts.clone());
+                    if say.send((member.clone(), counts)).await.is_err() {
+                        return;
+                    }
+                }
+                u64::try_from(body.len()).unwrap_or(u64::MAX)
             }
-        }
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        tokio::time::sleep(Duration::from_millis(ASK_PERIOD_MS + bytes / ASK_BYTES_PER_MS)).await;
+            failed => {
+                if failed.is_err() {
+                    link.on_timeout();
+                }
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        };
+        let pause = Duration::from_millis(ASK_PERIOD_MS + bytes / ASK_BYTES_PER_MS);
+        tokio::time::sleep_until(asked + pause).await;
     }
 }

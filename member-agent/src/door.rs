@@ -7,7 +7,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use fairlead_agent_core::readiness::ASK_WAIT_MS;
 use fairlead_model::snapshot::Address;
+use http::header;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -21,6 +23,9 @@ use tokio_rustls::client::TlsStream;
 /// A probe's answer is a redirect, counts of a thousand services are some ten thousand bytes; what is
 /// larger than this is not read.
 const BODY_MAX: usize = 256 << 10;
+
+/// RFC 7240: how long an answer may be waited for.
+pub const PREFER: &str = "prefer";
 
 /// Why a door did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +66,34 @@ impl DoorError {
                 | io::ErrorKind::AddrNotAvailable
         )
     }
+}
+
+/// What is asked at a door.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// The path.
+    pub path: &'a str,
+    /// The tag of the answer that is known: the door may wait a moment for another one, and answers
+    /// 304 without one.
+    pub seen: Option<&'a str>,
+}
+
+impl<'a> Question<'a> {
+    /// A question that is answered at once.
+    pub fn of(path: &'a str) -> Self {
+        Self { path, seen: None }
+    }
+}
+
+/// What a door answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Status.
+    pub status: u16,
+    /// Body; empty when it is too long.
+    pub body: Bytes,
+    /// What tells this answer from others, for the next question.
+    pub tag: Option<String>,
 }
 
 /// An open connection to a door.
@@ -116,26 +149,32 @@ impl Connection {
     /// # Errors
     /// [`DoorError::Ask`] when the connection broke.
     pub async fn get(&mut self, path: &str) -> Result<u16, DoorError> {
-        self.read(path).await.map(|(status, _)| status)
+        self.read(Question::of(path)).await.map(|answer| answer.status)
     }
 
-    /// Asks for a path; the status of the answer, and its body. One that is too long is empty.
+    /// Asks.
     ///
     /// # Errors
     /// [`DoorError::Ask`] when the connection broke.
-    pub async fn read(&mut self, path: &str) -> Result<(u16, Bytes), DoorError> {
+    pub async fn read(&mut self, question: Question<'_>) -> Result<Answer, DoorError> {
         let failed = |source| DoorError::Ask { host: self.host.clone(), source };
-        let request = http::Request::get(path)
-            .header(http::header::HOST, &self.host)
-            .header(http::header::USER_AGENT, "fairlead-agent")
-            .body(Empty::new())
-            .expect("a path and a host of ours make a request");
+        let mut request = http::Request::get(question.path)
+            .header(header::HOST, &self.host)
+            .header(header::USER_AGENT, "fairlead-agent");
+        if let Some(seen) = question.seen {
+            let wait = format!("wait={}", ASK_WAIT_MS / 1_000);
+            request = request.header(header::IF_NONE_MATCH, seen).header(PREFER, wait);
+        }
+        let request = request.body(Empty::new()).expect("a path and a host of ours make a request");
         self.sender.ready().await.map_err(failed)?;
         let answer = self.sender.send_request(request).await.map_err(failed)?;
         let status = answer.status().as_u16();
+        let tag = answer.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        let tag = tag.map(str::to_owned);
         // The connection is free for the next request once the body was read.
         let body = Limited::new(answer.into_body(), BODY_MAX).collect().await;
-        Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
+        let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        Ok(Answer { status, body, tag })
     }
 
     /// True when the other side closed it.

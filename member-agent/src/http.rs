@@ -4,28 +4,38 @@
 //! nothing else. Read only; nothing here changes anything.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Json};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use fairlead_agent_core::diff::KindState;
+use fairlead_agent_core::readiness::ASK_WAIT_MS;
 use fairlead_crds::keys;
 use fairlead_model::NsName;
 use fairlead_model::session::ApplyReport;
 use fairlead_model::snapshot::{Consent, EndpointCounts, Snapshot};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::cache::Cache;
 use crate::crossing::Crossing;
 use crate::disk::KeptKnock;
+use crate::door::PREFER;
 use crate::metrics::Metrics;
 use crate::uplink::LinkState;
+
+/// Questions that wait at a time; members of a fleet that ask us, and more.
+const WAITING_MAX: usize = 2_048;
+
+type SnapshotWatch = watch::Receiver<Option<Arc<Snapshot>>>;
 
 /// Ready and expected endpoints of exported services, by `namespace/name`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -83,19 +93,56 @@ pub async fn serve_readiness(
     listen: SocketAddr,
     snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> std::io::Result<()> {
-    let router = Router::new().route(keys::PATH_READINESS, get(readiness)).with_state(snapshot);
+    let waiting = Arc::new(Semaphore::new(WAITING_MAX));
+    let state = (snapshot, waiting);
+    let router = Router::new().route(keys::PATH_READINESS, get(readiness)).with_state(state);
     axum::serve(TcpListener::bind(listen).await?, router).await
 }
 
+/// The counts; to somebody who knows them already and would wait, as soon as they are others.
 async fn readiness(
-    State(snapshot): State<watch::Receiver<Option<Arc<Snapshot>>>>,
+    State((mut snapshot, waiting)): State<(SnapshotWatch, Arc<Semaphore>)>,
+    headers: HeaderMap,
 ) -> axum::response::Response {
-    let snapshot = snapshot.borrow().clone();
-    match snapshot {
-        Some(snapshot) => Json(readiness_of(&snapshot)).into_response(),
+    let seen = headers.get(header::IF_NONE_MATCH).and_then(|tag| tag.to_str().ok());
+    // Too many that wait: they are answered at once, and ask again later.
+    let place = waiting.try_acquire();
+    let until = match (&place, wait_of(&headers)) {
+        (Ok(_), Some(wait)) => Instant::now() + wait,
+        _ => Instant::now(),
+    };
+    loop {
+        let now = snapshot.borrow_and_update().clone();
         // No counts are not zero counts.
-        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        let Some(now) = now else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+        let Ok(body) = serde_json::to_vec(&readiness_of(&now)) else {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        };
+        let tag = tag_of(&body);
+        if seen != Some(tag.as_str()) {
+            let kind = (header::CONTENT_TYPE, "application/json".to_owned());
+            return ([kind, (header::ETAG, tag)], body).into_response();
+        }
+        match tokio::time::timeout_at(until, snapshot.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return StatusCode::NOT_MODIFIED.into_response(),
+        }
     }
+}
+
+/// How long the asker would wait, as RFC 7240 has it; never longer than ours do.
+fn wait_of(headers: &HeaderMap) -> Option<Duration> {
+    let prefer = headers.get(PREFER)?.to_str().ok()?;
+    let seconds = prefer.split([',', ';']).find_map(|part| part.trim().strip_prefix("wait="))?;
+    let wait = Duration::from_secs(seconds.parse().ok()?);
+    Some(wait.min(Duration::from_millis(ASK_WAIT_MS)))
+}
+
+/// Tells an answer from another one of this process.
+fn tag_of(body: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(body);
+    format!("\"{:016x}\"", hasher.finish())
 }
 
 fn readiness_of(snapshot: &Snapshot) -> Readiness {
@@ -200,6 +247,51 @@ mod tests {
             serde_json::to_string(&readiness).unwrap(),
             r#"{"services":{"shop/cart":{"ready":2,"expected":3}}}"#
         );
+    }
+
+    #[tokio::test]
+    async fn who_knows_the_counts_waits_for_others() {
+        let (tell, snapshot) = watch::channel(Some(Arc::new(Snapshot::default())));
+        let state = || State((snapshot.clone(), Arc::new(Semaphore::new(1))));
+        let ask = |seen: &str, wait: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::IF_NONE_MATCH, seen.parse().unwrap());
+            headers.insert(PREFER, wait.parse().unwrap());
+            readiness(state(), headers)
+        };
+        let first = readiness(state(), HeaderMap::new()).await;
+        assert_eq!(first.status(), StatusCode::OK);
+        let tag = first.headers()[header::ETAG].to_str().unwrap().to_owned();
+        // Nothing new: the answer takes the time that was asked for.
+        for (wait, seconds) in [("respond-async, wait=1", 1), ("soon", 0)] {
+            let start = Instant::now();
+            assert_eq!(ask(&tag, wait).await.status(), StatusCode::NOT_MODIFIED);
+            assert!(start.elapsed().as_secs() >= seconds, "{wait}");
+        }
+        // News is told while somebody waits.
+        let waiting = tokio::spawn(ask(&tag, "wait=2"));
+        tokio::task::yield_now().await;
+        let service = ServiceState { consent: Consent::Given, ..ServiceState::default() };
+        let mut news = Snapshot::default();
+        news.services.insert(NsName::new("shop", "cart"), service);
+        tell.send_replace(Some(Arc::new(news)));
+        let answer = waiting.await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_ne!(answer.headers()[header::ETAG].to_str().unwrap(), tag);
+        // Another tag is answered at once.
+        assert_eq!(ask("\"other\"", "wait=2").await.status(), StatusCode::OK);
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_ours() {
+        let of = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(PREFER, text.parse().unwrap());
+            wait_of(&headers).map(|wait| wait.as_millis())
+        };
+        assert_eq!(of("wait=3600"), Some(u128::from(ASK_WAIT_MS)));
+        assert_eq!(of("wait=1; x"), Some(1_000));
+        assert_eq!((of("wait=-1"), of("wait=soon"), of("handling=strict")), (None, None, None));
     }
 
     #[tokio::test]

@@ -49,6 +49,8 @@ pub struct NameKeeper<R> {
     pub clock: Clock,
     /// Peers as the bundle names them.
     pub peers: watch::Receiver<Peers>,
+    /// Those of them that routes lead to.
+    pub used: watch::Receiver<Peers>,
     /// Our own gateways.
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     /// Who knows.
@@ -57,6 +59,8 @@ pub struct NameKeeper<R> {
     pub resolved: watch::Sender<Arc<Resolved>>,
     /// Peers as they are probed.
     pub probed: watch::Sender<Peers>,
+    /// Peers as they are asked for their counts.
+    pub asked: watch::Sender<Peers>,
 }
 
 impl<R: Resolve> NameKeeper<R> {
@@ -65,8 +69,9 @@ impl<R: Resolve> NameKeeper<R> {
         let mut names = Names::default();
         let mut out: FuturesUnordered<BoxFuture<'static, (Ask, Heard)>> = FuturesUnordered::new();
         let mut waiting: Vec<Ask> = Vec::new();
-        let mut peers = self.peers.borrow_and_update().clone();
         loop {
+            let peers = self.peers.borrow_and_update().clone();
+            let used = self.used.borrow_and_update().clone();
             let mut wanted = names_of(&peers);
             let snapshot = self.snapshot.borrow_and_update().clone();
             wanted.extend(snapshot.as_deref().into_iter().flat_map(names_of_gateways));
@@ -78,7 +83,10 @@ impl<R: Resolve> NameKeeper<R> {
                 let answer = self.resolver.resolve(ask.clone());
                 out.push(Box::pin(async move { (ask, answer.await) }));
             }
-            self.tell(&peers, names.resolved());
+            let resolved = names.resolved();
+            tell_peers(&self.probed, resolve_peers(&peers, &resolved));
+            tell_peers(&self.asked, resolve_peers(&used, &resolved));
+            self.tell(resolved);
             let deadline = names.next_deadline();
             let clock = self.clock;
             let due = async move {
@@ -87,18 +95,19 @@ impl<R: Resolve> NameKeeper<R> {
                     None => std::future::pending().await,
                 }
             };
+            let changed = async {
+                tokio::select! {
+                    changed = self.peers.changed() => changed,
+                    changed = self.used.changed() => changed,
+                    changed = self.snapshot.changed() => changed,
+                }
+            };
             tokio::select! {
                 Some((ask, heard)) = out.next() => {
                     debug!(name = %ask.name, family = ?ask.family, ?heard, "asked for a name");
                     names.hear(&ask, heard, self.clock.now());
                 }
-                changed = self.peers.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    peers = self.peers.borrow_and_update().clone();
-                }
-                changed = self.snapshot.changed() => {
+                changed = changed => {
                     if changed.is_err() {
                         return;
                     }
@@ -108,8 +117,7 @@ impl<R: Resolve> NameKeeper<R> {
         }
     }
 
-    fn tell(&self, peers: &Peers, resolved: Resolved) {
-        let probed = resolve_peers(peers, &resolved);
+    fn tell(&self, resolved: Resolved) {
         self.resolved.send_if_modified(|held| {
             let changed = **held != resolved;
             if changed {
@@ -121,14 +129,17 @@ impl<R: Resolve> NameKeeper<R> {
             }
             changed
         });
-        self.probed.send_if_modified(|held| {
-            let changed = **held != probed;
-            if changed {
-                *held = Arc::new(probed);
-            }
-            changed
-        });
     }
+}
+
+fn tell_peers(to: &watch::Sender<Peers>, peers: BTreeMap<MemberId, Peer>) {
+    to.send_if_modified(|held| {
+        let changed = **held != peers;
+        if changed {
+            *held = Arc::new(peers);
+        }
+        changed
+    });
 }
 
 /// A resolver on the network.

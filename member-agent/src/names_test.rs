@@ -54,15 +54,19 @@ async fn names_are_asked_for_while_a_bundle_names_them() {
     let resolver = Told(Arc::new(Mutex::new((said, BTreeSet::new()))));
     let (peers_tx, peers_rx) = watch::channel(Peers::default());
     let (snapshot_tx, snapshot_rx) = watch::channel(None);
+    let (_used, used_rx) = watch::channel(Peers::default());
+    let (asked_tx, _asked) = watch::channel(Peers::default());
     let (resolved_tx, mut resolved) = watch::channel(Arc::default());
     let (probed_tx, mut probed) = watch::channel(Peers::default());
     let keeper = NameKeeper {
         clock: Clock::start(),
         peers: peers_rx,
+        used: used_rx,
         snapshot: snapshot_rx,
         resolver: resolver.clone(),
         resolved: resolved_tx,
         probed: probed_tx,
+        asked: asked_tx,
     };
     let running = tokio::spawn(keeper.run());
     peers_tx.send_replace(peers(&["door.example.net", "192.0.2.9"]));

@@ -16,7 +16,6 @@ use fairlead_model::MemberId;
 use fairlead_model::bundle::Peer;
 use fairlead_model::health::{ProbeOutcome, ProbeReport, Reach};
 use fairlead_model::snapshot::Address;
-use hyper::body::Bytes;
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -27,7 +26,7 @@ use tracing::{debug, info, warn};
 use crate::clock::Clock;
 use crate::crossing::Crossing;
 use crate::disk::{Disk, Pins};
-use crate::door::{self, Connection, DoorError};
+use crate::door::{self, Answer, Connection, DoorError, Question};
 use crate::tls::{self, Trust};
 
 /// An address that does not connect within that time is left for the next one.
@@ -224,14 +223,14 @@ impl Link {
 
     /// Asks the door. May be dropped while it waits; then [`Self::on_timeout`] must be told.
     async fn ask(&mut self) -> Result<u16, DoorError> {
-        self.read(keys::PATH_PROBE).await.map(|(status, _)| status)
+        self.read(Question::of(keys::PATH_PROBE)).await.map(|answer| answer.status)
     }
 
-    /// The same for any path, with what it says.
-    pub(crate) async fn read(&mut self, path: &str) -> Result<(u16, Bytes), DoorError> {
+    /// The same for any question, with what it says.
+    pub(crate) async fn read(&mut self, question: Question<'_>) -> Result<Answer, DoorError> {
         // A kept connection may have been closed for good reasons, e.g. a new listener: once more.
         if let Some(open) = self.open.as_mut().filter(|open| !open.is_closed())
-            && let Ok(answer) = open.read(path).await
+            && let Ok(answer) = open.read(question).await
         {
             return Ok(answer);
         }
@@ -240,7 +239,7 @@ impl Link {
         loop {
             match self.connect().await {
                 Ok(connection) => {
-                    return self.open.insert(connection).read(path).await;
+                    return self.open.insert(connection).read(question).await;
                 }
                 // Refused at one address: perhaps another one stands.
                 Err(error) => {

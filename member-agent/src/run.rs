@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use fairlead_agent_core::diff::KindKey;
 use fairlead_agent_core::session::{Identity, Session};
 use fairlead_model::bundle::{Bundle, Peer};
+use fairlead_model::health::ApiServer;
 use fairlead_model::ledger::Ledger;
 use fairlead_model::snapshot::Address;
 use fairlead_model::{ClusterUid, MemberId, PlanNumber};
@@ -30,7 +31,7 @@ use crate::alone::{self, Belief};
 use crate::api;
 use crate::apply::{Applier, Held};
 use crate::args::RunArgs;
-use crate::cache::Cache;
+use crate::cache::{Cache, tell_api_server};
 use crate::clock::{Clock, wall_now};
 use crate::counts::Asker;
 use crate::crossing::keep_crossing;
@@ -178,13 +179,16 @@ async fn start(
     let held = bundles.held.subscribe();
     let (resolved_tx, resolved) = watch::channel(Arc::default());
     let (probed_tx, peers) = watch::channel(Arc::default());
+    let (asked_tx, asked) = watch::channel(Arc::default());
     let names = NameKeeper {
         clock,
         peers: bundles.peers.subscribe(),
+        used: bundles.used.subscribe(),
         snapshot: snapshot.clone(),
         resolver: SystemResolver::new(&args.resolver),
         resolved: resolved_tx,
         probed: probed_tx,
+        asked: asked_tx,
     };
     tasks.spawn(endless(names.run()));
     let (traffic_tx, traffic) = watch::channel(None);
@@ -204,7 +208,7 @@ async fn start(
     let asker = Asker {
         clock,
         member: args.member.clone(),
-        peers,
+        peers: asked,
         crossing: crossing.clone(),
         snapshot: snapshot.clone(),
         gone: gone_tx,
@@ -270,6 +274,8 @@ async fn start(
         tasks.spawn(endless(hold(bundles)));
         return Ok(());
     };
+    let (api_tx, api) = watch::channel(ApiServer::default());
+    tasks.spawn(endless(tell_api_server(cache.clone(), api_tx)));
     let (bundles_tx, bundles_rx) = mpsc::channel(1);
     tasks.spawn(endless(keep_bundles(bundles, bundles_rx, disk)));
     let publisher = Publisher {
@@ -305,6 +311,7 @@ async fn start(
         applied,
         probes: report,
         overlay,
+        api,
         traffic,
         bundles: bundles_tx,
         state: link_tx,
@@ -385,12 +392,16 @@ async fn cluster_uid(client: &Client) -> ClusterUid {
 struct Bundles {
     clock: Clock,
     held: watch::Sender<Option<Arc<Held>>>,
+    /// Doors to probe.
     peers: watch::Sender<Arc<BTreeMap<MemberId, Peer>>>,
+    /// Those that routes lead to.
+    used: watch::Sender<Arc<BTreeMap<MemberId, Peer>>>,
 }
 
 impl Bundles {
     fn new(clock: Clock) -> Self {
-        Self { clock, held: watch::Sender::new(None), peers: watch::Sender::new(Arc::default()) }
+        let peers = || watch::Sender::new(Arc::default());
+        Self { clock, held: watch::Sender::new(None), peers: peers(), used: peers() }
     }
 
     fn take_ledger(&self, number: PlanNumber, ledger: &Ledger, trace: Option<TraceContext>) {
@@ -403,14 +414,17 @@ impl Bundles {
     }
 
     fn take(&self, bundle: Bundle, trace: Option<TraceContext>) {
-        let peers = bundle.peers.clone();
-        self.peers.send_if_modified(|held| {
-            let changed = **held != peers;
-            if changed {
-                *held = Arc::new(peers);
-            }
-            changed
-        });
+        for (tell, peers) in
+            [(&self.used, bundle.used_peers()), (&self.peers, bundle.peers.clone())]
+        {
+            tell.send_if_modified(|held| {
+                let changed = **held != peers;
+                if changed {
+                    *held = Arc::new(peers);
+                }
+                changed
+            });
+        }
         self.held.send_replace(Some(Arc::new(Held { bundle, at: self.clock.now(), trace })));
     }
 }

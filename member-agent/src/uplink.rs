@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_agent_core::session::{Input, Output, Session};
-use fairlead_model::health::ProbeReport;
+use fairlead_model::health::{ApiServer, ProbeReport};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::session::{ApplyReport, FromAgent, FromHub, OverlayReport};
 use fairlead_model::snapshot::Snapshot;
@@ -76,6 +76,8 @@ pub struct Uplink {
     pub probes: watch::Receiver<ProbeReport>,
     /// The overlay.
     pub overlay: watch::Receiver<Option<OverlayReport>>,
+    /// Whether our API server can be reached.
+    pub api: watch::Receiver<ApiServer>,
     /// What gateways did.
     pub traffic: watch::Receiver<Option<TrafficReport>>,
     /// Where bundles go.
@@ -148,6 +150,7 @@ impl Uplink {
                     let Some(report) = self.overlay.borrow_and_update().clone() else { continue };
                     Input::Overlay(report)
                 }
+                Ok(()) = self.api.changed() => Input::ApiServer(*self.api.borrow_and_update()),
                 Ok(()) = self.traffic.changed() => {
                     let Some(report) = self.traffic.borrow_and_update().clone() else { continue };
                     Input::Traffic(report)

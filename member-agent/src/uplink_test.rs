@@ -9,6 +9,7 @@ use crate::identity::{IdentityError, Introduction};
 use crate::secret::Secrets;
 use crate::tls::{self, Leaf};
 use fairlead_agent_core::session::Identity;
+use fairlead_model::health::ApiServer;
 use fairlead_model::session::{BundleUpdate, Hello, PROTOCOL, Welcome};
 use fairlead_model::{ClusterUid, MemberId, ObjectId};
 use fairlead_proto::convert::{AgentAssembler, hub_messages};
@@ -298,6 +299,7 @@ fn start_agent(hub: &TestHub) -> Agent {
         applied: applied_rx,
         probes: probes_rx,
         overlay: overlay_rx,
+        api: watch::channel(ApiServer::default()).1,
         traffic: watch::channel(None).1,
         bundles: bundles_tx,
         state: state_tx,

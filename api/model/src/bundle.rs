@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::dns::Zones;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Serve};
 use crate::snapshot::Address;
 use crate::{ClusterUid, Json, MemberId, ObjectId, PlanNumber};
 
@@ -19,10 +19,28 @@ pub struct Bundle {
     pub objects: BTreeMap<ObjectId, BundleObject>,
     /// Recipes of the rules whose weights an agent may change.
     pub recipes: BTreeMap<RuleId, Recipe>,
-    /// Doors of other members that the routes lead to.
+    /// Doors of other members to probe: those that the routes lead to, and those that this member
+    /// watches for the fleet.
     pub peers: BTreeMap<MemberId, Peer>,
     /// Zones to answer for.
     pub zones: Zones,
+}
+
+impl Bundle {
+    /// The peers that routes lead to.
+    pub fn used_peers(&self) -> BTreeMap<MemberId, Peer> {
+        let tiers =
+            self.recipes.values().flat_map(|recipe| &recipe.backends).filter_map(|backend| {
+                match &backend.serve {
+                    Serve::Fixed { .. } => None,
+                    Serve::Members { tiers, .. } => Some(tiers),
+                }
+            });
+        let candidates = tiers.flatten().flat_map(|tier| &tier.candidates);
+        let used: BTreeSet<&MemberId> = candidates.map(|candidate| &candidate.member).collect();
+        let is_used = |(id, _): &(&MemberId, &Peer)| used.contains(id);
+        self.peers.iter().filter(is_used).map(|(id, peer)| (id.clone(), peer.clone())).collect()
+    }
 }
 
 /// An object to hold.

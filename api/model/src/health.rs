@@ -51,6 +51,16 @@ pub struct PeerReach {
     pub since: Millis,
 }
 
+/// Whether an agent reaches the API server of its own cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ApiServer {
+    /// It does, or has not tried for long enough to know.
+    #[default]
+    Answers,
+    /// Every watch is lost: nothing can be read or written.
+    Lost,
+}
+
 /// What the hub holds a member for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum MemberState {
@@ -61,7 +71,8 @@ pub enum MemberState {
     Up,
     /// Its stream is up or just gone, and some evidence speaks against its door.
     Suspect,
-    /// Its stream is gone; its door is not proven dead, so its traffic stays.
+    /// Its stream, or its agent's way to the API server, is gone; its door is not proven dead, so its
+    /// traffic stays.
     AgentLost,
     /// Its stream is gone and witnesses agree that its door is dead.
     Down,

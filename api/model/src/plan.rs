@@ -134,7 +134,8 @@ pub struct PeerPlan {
     pub port: u16,
     /// Its crossing CA, PEM.
     pub ca_pem: String,
-    /// Kinds and namespaces of the routes that use it, for the ReferenceGrant.
+    /// Kinds and namespaces of the routes that use it, for the ReferenceGrant. Empty: its door is only
+    /// watched, and nothing leads there.
     pub used_from: BTreeSet<UsedFrom>,
     /// `appProtocol`s of the services that are used there: a port of `member-<id>` for each, so that
     /// the entry's gateway speaks HTTP/2 where the service needs it (gRPC).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::ProbeReport;
+use crate::health::{ApiServer, ProbeReport};
 use crate::ledger::{Delta, Digest};
 use crate::traffic::TrafficReport;
 use crate::{ClusterUid, MemberId, Millis, ObjectId, PlanNumber, Reason, SnapshotNumber};
@@ -39,7 +39,16 @@ pub enum FromAgent {
     /// What its gateways did.
     Traffic(TrafficReport),
     /// It is alive.
-    Heartbeat(Millis),
+    Heartbeat(Beat),
+}
+
+/// A sign of life of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// The agent's clock.
+    pub now: Millis,
+    /// Whether it reaches its own API server.
+    pub api: ApiServer,
 }
 
 /// What a hub says.

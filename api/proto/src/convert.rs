@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use fairlead_model::health::{PeerReach, ProbeReport, Reach};
+use fairlead_model::health::{ApiServer, PeerReach, ProbeReport, Reach};
 use fairlead_model::session::{
-    ApplyReport, BundleUpdate, Exception, FromAgent, FromHub, Hello, OverlayReport, Protocol,
+    ApplyReport, Beat, BundleUpdate, Exception, FromAgent, FromHub, Hello, OverlayReport, Protocol,
     SnapshotUpdate, Welcome,
 };
 use fairlead_model::traffic::{FLOWS_MAX, Flow, FlowCounts, TrafficReport};
@@ -25,7 +25,10 @@ pub fn agent_messages(message: &FromAgent) -> Vec<pb::AgentMessage> {
         FromAgent::Probes(report) => one(AgentBody::Probes(probes_to_pb(report))),
         FromAgent::Overlay(report) => one(AgentBody::Overlay(overlay_to_pb(report))),
         FromAgent::Traffic(report) => one(AgentBody::Traffic(traffic_to_pb(report))),
-        FromAgent::Heartbeat(now) => one(AgentBody::Heartbeat(pb::Heartbeat { now_ms: now.0 })),
+        FromAgent::Heartbeat(beat) => one(AgentBody::Heartbeat(pb::Heartbeat {
+            now_ms: beat.now.0,
+            api_server_lost: beat.api == ApiServer::Lost,
+        })),
     }
 }
 
@@ -39,7 +42,9 @@ pub fn hub_messages(message: &FromHub) -> Vec<pb::HubMessage> {
         FromHub::SnapshotTaken(number) => one(HubBody::SnapshotTaken(pb::SnapshotTaken {
             number: Some(snapshot_number_to_pb(*number)),
         })),
-        FromHub::Heartbeat(now) => one(HubBody::Heartbeat(pb::Heartbeat { now_ms: now.0 })),
+        FromHub::Heartbeat(now) => {
+            one(HubBody::Heartbeat(pb::Heartbeat { now_ms: now.0, ..pb::Heartbeat::default() }))
+        }
     }
 }
 
@@ -66,7 +71,10 @@ impl AgentAssembler {
             AgentBody::Probes(report) => Some(FromAgent::Probes(probes_from_pb(report))),
             AgentBody::Overlay(report) => Some(FromAgent::Overlay(overlay_from_pb(report))),
             AgentBody::Traffic(report) => Some(FromAgent::Traffic(traffic_from_pb(report))),
-            AgentBody::Heartbeat(beat) => Some(FromAgent::Heartbeat(Millis(beat.now_ms))),
+            AgentBody::Heartbeat(beat) => Some(FromAgent::Heartbeat(Beat {
+                now: Millis(beat.now_ms),
+                api: if beat.api_server_lost { ApiServer::Lost } else { ApiServer::Answers },
+            })),
         })
     }
 }

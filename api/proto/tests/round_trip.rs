@@ -9,14 +9,14 @@ use fairlead_model::dns::{
     AnswerPolicy, DnsName, MemberRecord, NameServer, Network, RecordSet, Strategy, WhenNoneHealthy,
     Zone, Zones,
 };
-use fairlead_model::health::{PeerReach, Reach};
+use fairlead_model::health::{ApiServer, PeerReach, Reach};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::recipe::{
     Candidate, RECIPE_VERSION, Recipe, RecipeBackend, RecipeTier, Serve, Split, Standing,
     WhenUnavailable,
 };
 use fairlead_model::session::{
-    ApplyReport, BundleUpdate, Exception, FromAgent, FromHub, Hello, OverlayReport, PROTOCOL,
+    ApplyReport, Beat, BundleUpdate, Exception, FromAgent, FromHub, Hello, OverlayReport, PROTOCOL,
     SnapshotUpdate, Welcome,
 };
 use fairlead_model::snapshot::{
@@ -289,7 +289,8 @@ fn every_agent_message_survives() {
             flows: [(flow(), counts())].into(),
             left_out: 1,
         }),
-        FromAgent::Heartbeat(Millis(9)),
+        FromAgent::Heartbeat(Beat { now: Millis(9), api: ApiServer::Answers }),
+        FromAgent::Heartbeat(Beat { now: Millis(9), api: ApiServer::Lost }),
     ];
     for message in all {
         assert_eq!(agent_round_trip(&message), message);

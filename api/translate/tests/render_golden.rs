@@ -32,7 +32,8 @@ fn expand(input: &Value) -> Value {
     }
     for (member, peer) in plan["peers"].as_object_mut().unwrap() {
         let mut full = json!({"uid": format!("uid-{member}"), "addresses": [{"Ip": "192.0.2.2"}],
-            "port": 15443, "ca_pem": format!("CA of {member}\n"), "app_protocols": [""], "used_from": []});
+            "port": 15443, "ca_pem": format!("CA of {member}\n"), "app_protocols": [""],
+            "used_from": [{"kind": "HTTPRoute", "namespace": "shop"}]});
         for (field, value) in peer.as_object().unwrap() {
             full[field] = value.clone();
         }

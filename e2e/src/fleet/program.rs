@@ -56,6 +56,11 @@ fn programs_folder() -> Result<PathBuf> {
     Ok(own.parent().context("this program lies in no folder")?.to_owned())
 }
 
+/// One of the built programs.
+pub fn program(name: &str) -> Result<PathBuf> {
+    Ok(programs_folder()?.join(name))
+}
+
 /// How a command ended and what it said.
 #[derive(Clone, Debug)]
 pub struct Ran {

@@ -77,7 +77,7 @@ async fn route_condition(
     Ok((text("status"), text("reason"), text("message")))
 }
 
-async fn wait_route_condition(
+pub(super) async fn wait_route_condition(
     fleet: &Fleet<'_>,
     name: &str,
     kind: &str,

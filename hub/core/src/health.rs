@@ -1,8 +1,8 @@
 //! What the hub holds each member for.
 //!
 //! Owns the states of members, what witnesses say of their doors, and how long evidence must stand.
-//! Never opens or closes a stream and never takes traffic away: a lost stream alone is `AgentLost`,
-//! and its traffic stays. A verdict about a member that nobody registered is dropped; a report of a
+//! Never opens or closes a stream and never takes traffic away: a lost stream alone, or an agent that
+//! lost its API server, is `AgentLost`, and its traffic stays. A verdict about a member that nobody registered is dropped; a report of a
 //! witness whose own stream is gone, or that was silent for too long, counts for nothing.
 //!
 //! ```text
@@ -19,11 +19,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fairlead_model::health::{MemberHealth, MemberState, PeerReach, ProbeReport, Reach};
+use fairlead_model::health::{ApiServer, MemberHealth, MemberState, PeerReach, ProbeReport, Reach};
 use fairlead_model::{MemberId, Millis};
+use fairlead_planner::witness::{self, Region};
 
 use crate::hold::Sight;
-use crate::witness::{self, Region};
 
 /// How long two witnesses must agree. Short: their own verdicts are settled already, and traffic has
 /// left by the agents' overlays before the hub judges.
@@ -57,6 +57,8 @@ struct Member {
     said: BTreeMap<MemberId, PeerReach>,
     /// Its last sign of life.
     heard_at: Millis,
+    /// Whether its agent reaches its API server, as the open stream says.
+    api: ApiServer,
 }
 
 /// A member's stream.
@@ -108,6 +110,8 @@ pub enum Changed {
 enum Line {
     Never,
     Open,
+    /// Open, but the agent does not reach its API server.
+    Headless,
     Lost,
 }
 
@@ -152,13 +156,13 @@ const fn next(state: MemberState, line: Line, evidence: Evidence, age: Age) -> M
     match (line, state) {
         // Nothing is expected of it yet.
         (Line::Never, Joined | Up | Suspect | AgentLost | Down | Recovering) => Joined,
-        (Line::Open, Down) => Recovering,
-        (Line::Open, Recovering) if matches!(age, Age::Young) => Recovering,
-        (Line::Open, Joined | Up | Suspect | AgentLost | Recovering) => {
-            if evidence.accuses() {
-                Suspect
-            } else {
-                Up
+        (Line::Open | Line::Headless, Down) => Recovering,
+        (Line::Open | Line::Headless, Recovering) if matches!(age, Age::Young) => Recovering,
+        (Line::Open | Line::Headless, Joined | Up | Suspect | AgentLost | Recovering) => {
+            match (evidence.accuses(), line) {
+                (true, _) => Suspect,
+                (false, Line::Headless) => AgentLost,
+                (false, Line::Never | Line::Open | Line::Lost) => Up,
             }
         }
         (Line::Lost, Down) => match evidence {
@@ -192,6 +196,7 @@ impl Health {
             (Event::Connected, _) => {
                 entry.stream = Stream::Open;
                 entry.heard_at = now;
+                entry.api = ApiServer::default();
             }
             (Event::Lost, Stream::Open) => {
                 entry.stream = Stream::Lost { since: now };
@@ -213,6 +218,13 @@ impl Health {
         }
         let spoken_of = self.members.get(member).map(|m| m.speaks_of.clone()).unwrap_or_default();
         self.judge(&spoken_of, now)
+    }
+
+    /// An agent said whether it reaches its API server.
+    pub fn api_server(&mut self, member: &MemberId, api: ApiServer, now: Millis) -> Changed {
+        let Some(entry) = self.members.get_mut(member) else { return Changed::No };
+        entry.api = api;
+        self.judge([member], now)
     }
 
     /// A witness gave a sign of life: what it said goes on counting.
@@ -360,10 +372,11 @@ impl Member {
     }
 
     fn line(&self) -> Line {
-        match self.stream {
-            Stream::Never => Line::Never,
-            Stream::Open => Line::Open,
-            Stream::Lost { .. } => Line::Lost,
+        match (self.stream, self.api) {
+            (Stream::Never, _) => Line::Never,
+            (Stream::Open, ApiServer::Answers) => Line::Open,
+            (Stream::Open, ApiServer::Lost) => Line::Headless,
+            (Stream::Lost { .. }, _) => Line::Lost,
         }
     }
 

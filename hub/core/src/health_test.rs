@@ -19,6 +19,8 @@ fn states_follow_the_table() {
     let suspect_ripe = [Suspect, Suspect, Suspect, Suspect, Recovering, Suspect];
     let up = [Up, Up, Up, Up, Recovering, Recovering];
     let up_ripe = [Up, Up, Up, Up, Recovering, Up];
+    let headless = [AgentLost, AgentLost, AgentLost, AgentLost, Recovering, Recovering];
+    let headless_ripe = [AgentLost, AgentLost, AgentLost, AgentLost, Recovering, AgentLost];
     let lost = [AgentLost, AgentLost, AgentLost, AgentLost, Down, Recovering];
     let lost_ripe = [AgentLost, AgentLost, AgentLost, AgentLost, Down, AgentLost];
     let answers = [AgentLost, AgentLost, AgentLost, AgentLost, Recovering, Recovering];
@@ -29,6 +31,10 @@ fn states_follow_the_table() {
         (Line::Open, Answers, up, up_ripe),
         (Line::Open, OneAccuses, suspect, suspect_ripe),
         (Line::Open, Agreed, suspect, suspect_ripe),
+        (Line::Headless, Silence, headless, headless_ripe),
+        (Line::Headless, Answers, headless, headless_ripe),
+        (Line::Headless, OneAccuses, suspect, suspect_ripe),
+        (Line::Headless, Agreed, suspect, suspect_ripe),
         (Line::Lost, Silence, lost, lost_ripe),
         (Line::Lost, Answers, answers, answers_ripe),
         (Line::Lost, OneAccuses, accused, [Down; 6]),
@@ -329,4 +335,21 @@ fn a_clock_that_steps_back_breaks_nothing() {
     assert_eq!(health.of(&id("west")).state, Suspect);
     health.tick(Millis(52_000));
     assert_eq!(health.of(&id("west")).state, Down);
+}
+
+#[test]
+fn an_agent_without_its_api_server_is_shown_and_keeps_its_traffic() {
+    let mut health = Health::default();
+    health.apply(&id("west"), Event::Registered { before: Connected::Never }, Millis(0));
+    health.apply(&id("west"), Event::Connected, Millis(1));
+    assert_eq!(health.api_server(&id("west"), ApiServer::Lost, Millis(2)), Changed::Yes);
+    assert_eq!(health.of(&id("west")).state, AgentLost);
+    assert_eq!(health.api_server(&id("west"), ApiServer::Answers, Millis(3)), Changed::Yes);
+    assert_eq!(health.of(&id("west")).state, Up);
+    // A new stream starts afresh: it says so again if it is still so.
+    health.api_server(&id("west"), ApiServer::Lost, Millis(4));
+    health.apply(&id("west"), Event::Lost, Millis(5));
+    health.apply(&id("west"), Event::Connected, Millis(6));
+    assert_eq!(health.of(&id("west")).state, Up);
+    assert_eq!(health.api_server(&id("nobody"), ApiServer::Lost, Millis(7)), Changed::No);
 }

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use fairlead_model::health::ProbeReport;
+use fairlead_model::health::{ApiServer, ProbeReport};
 use fairlead_model::ledger::{Digest, Ledger};
 use fairlead_model::session::{
     ApplyReport, BundleUpdate, FromAgent, FromHub, Hello, OverlayReport, PROTOCOL, Protocol,
@@ -79,6 +79,8 @@ pub enum Output {
     Overlay(OverlayReport),
     /// What its gateways did.
     Traffic(TrafficReport),
+    /// Whether it reaches its API server changed.
+    ApiServer(ApiServer),
     /// End the stream.
     Close(Close),
 }
@@ -117,6 +119,8 @@ struct Open {
     intake: Intake,
     push: Push,
     confirmation: Confirmation,
+    /// What it said of its API server; every stream starts with a good one.
+    api: ApiServer,
 }
 
 /// Whether the agent stands by the snapshot that it was offered.
@@ -196,7 +200,8 @@ impl Session {
             None => Confirmation::NotOffered,
         };
         let push = Push::new(epoch, hello.bundle, known.bundle);
-        self.phase = Phase::Open(Box::new(Open { hello, epoch, intake, push, confirmation }));
+        let api = ApiServer::default();
+        self.phase = Phase::Open(Box::new(Open { hello, epoch, intake, push, confirmation, api }));
         vec![Output::Send(FromHub::Welcome(welcome))]
     }
 
@@ -272,7 +277,13 @@ impl Open {
             FromAgent::Probes(report) => vec![Output::Probes(report)],
             FromAgent::Overlay(report) => vec![Output::Overlay(report)],
             FromAgent::Traffic(report) => vec![Output::Traffic(report)],
-            FromAgent::Heartbeat(_) => self.heartbeat(),
+            FromAgent::Heartbeat(beat) => {
+                let mut outputs = self.heartbeat();
+                if std::mem::replace(&mut self.api, beat.api) != beat.api {
+                    outputs.push(Output::ApiServer(beat.api));
+                }
+                outputs
+            }
         }
     }
 

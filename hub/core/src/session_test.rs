@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use fairlead_model::session::{Exception, SnapshotUpdate};
+use fairlead_model::session::{Beat, Exception, SnapshotUpdate};
 use fairlead_model::{PlanNumber, SnapshotNumber};
 
 const T0: Millis = Millis(1_000);
@@ -23,6 +23,10 @@ fn mk_hello() -> Hello {
         bundle: None,
         now: T0,
     }
+}
+
+fn mk_beat() -> Beat {
+    Beat { now: T0, api: ApiServer::Answers }
 }
 
 fn mk_session() -> Session {
@@ -106,12 +110,12 @@ fn every_message_out_of_order_ends_the_session() {
     };
     let rows = [
         (greeting(), full(1), Some(Reason::Unreadable)),
-        (greeting(), FromAgent::Heartbeat(T0), Some(Reason::Unreadable)),
+        (greeting(), FromAgent::Heartbeat(mk_beat()), Some(Reason::Unreadable)),
         (greeting(), FromAgent::Applied(ApplyReport::default()), Some(Reason::Unreadable)),
-        (numbering(), FromAgent::Heartbeat(T0), Some(Reason::Unreadable)),
+        (numbering(), FromAgent::Heartbeat(mk_beat()), Some(Reason::Unreadable)),
         (numbering(), FromAgent::Hello(mk_hello()), Some(Reason::Unreadable)),
         (mk_open(), FromAgent::Hello(mk_hello()), Some(Reason::Unreadable)),
-        (mk_open(), FromAgent::Heartbeat(T0), None),
+        (mk_open(), FromAgent::Heartbeat(mk_beat()), None),
         (mk_open(), FromAgent::Probes(ProbeReport::new()), None),
         (mk_open(), FromAgent::Overlay(OverlayReport::default()), None),
         (mk_open(), full(1), None),
@@ -156,15 +160,15 @@ fn a_snapshot_is_taken_in_and_acknowledged() {
 fn an_agent_that_resumes_in_silence_confirms_with_its_second_heartbeat() {
     let known = Remembered { snapshot: Some(mk_held(1)), ..Remembered::default() };
     let (mut session, _) = open_with(mk_hello(), known);
-    assert_eq!(session.message(FromAgent::Heartbeat(T0), T0), []);
-    assert_eq!(session.message(FromAgent::Heartbeat(T0), T0), [Output::Confirmed]);
+    assert_eq!(session.message(FromAgent::Heartbeat(mk_beat()), T0), []);
+    assert_eq!(session.message(FromAgent::Heartbeat(mk_beat()), T0), [Output::Confirmed]);
 }
 
 #[test]
 fn an_agent_that_was_offered_nothing_confirms_nothing_by_heartbeats() {
     let mut session = mk_open();
     for _ in 0..5 {
-        assert_eq!(session.message(FromAgent::Heartbeat(T0), T0), []);
+        assert_eq!(session.message(FromAgent::Heartbeat(mk_beat()), T0), []);
     }
 }
 
@@ -202,7 +206,7 @@ fn silence_ends_the_session() {
     let beat = session.tick(T0.plus(HEARTBEAT_MS));
     assert_eq!(beat, [Output::Send(FromHub::Heartbeat(T0.plus(HEARTBEAT_MS)))]);
     assert_eq!(session.tick(T0.plus(HEARTBEAT_MS + 1)), []);
-    session.message(FromAgent::Heartbeat(T0), T0.plus(7_000));
+    session.message(FromAgent::Heartbeat(mk_beat()), T0.plus(7_000));
     assert_eq!(closed_with(&session.tick(T0.plus(7_000 + SILENCE_MS_MAX - 1))), None);
     let outputs = session.tick(T0.plus(7_000 + SILENCE_MS_MAX));
     assert_eq!(closed_with(&outputs), Some(Reason::AgentLost));
@@ -221,4 +225,16 @@ fn a_later_start_of_the_agent_fences_an_earlier_one() {
     assert!(check_takeover(Some(&at(1)), &at(2)).is_ok());
     assert!(check_takeover(Some(&at(2)), &at(2)).is_ok(), "the same process dialled again");
     assert_eq!(check_takeover(Some(&at(3)), &at(2)).unwrap_err().reason, Reason::OldNumber);
+}
+
+#[test]
+fn a_lost_api_server_is_told_once() {
+    let mut session = mk_open();
+    let lost = Beat { api: ApiServer::Lost, ..mk_beat() };
+    assert_eq!(session.message(FromAgent::Heartbeat(mk_beat()), T0), []);
+    let told = session.message(FromAgent::Heartbeat(lost), T0);
+    assert_eq!(told, [Output::ApiServer(ApiServer::Lost)]);
+    assert_eq!(session.message(FromAgent::Heartbeat(lost), T0), []);
+    let told = session.message(FromAgent::Heartbeat(mk_beat()), T0);
+    assert_eq!(told, [Output::ApiServer(ApiServer::Answers)]);
 }

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fairlead_model::follower::Follower;
-use fairlead_model::plan::{DoorService, GatewayPlan, Trust, UsedFrom};
+use fairlead_model::plan::{DoorService, GatewayPlan, PeerPlan, Trust, UsedFrom};
 use fairlead_model::snapshot::Address;
-use fairlead_model::{Millis, RouteKind};
+use fairlead_model::{MemberId, Millis, RouteKind};
 use fairlead_planner::{FleetInput, plan};
 use fixture::{
     id, mk_backend, mk_fleet, mk_member, mk_route, mk_rule, mk_service, ns_name, route_key,
@@ -35,7 +35,9 @@ fn mk_input() -> FleetInput {
 fn an_entry_knows_the_peers_that_it_uses() {
     let plans = plan(&mk_input()).plans;
     let east = &plans[&id("east")];
-    assert_eq!(east.peers.keys().collect::<Vec<_>>(), [&id("west")]);
+    let used = |(_, peer): &(&MemberId, &PeerPlan)| !peer.used_from.is_empty();
+    let peers: Vec<_> = east.peers.iter().filter(used).map(|(id, _)| id).collect();
+    assert_eq!(peers, [&id("west")]);
     let west = &east.peers[&id("west")];
     assert_eq!(west.uid.as_str(), "uid-west");
     assert_eq!(west.addresses, [Address::of("10.0.3.1")].into());
@@ -43,7 +45,24 @@ fn an_entry_knows_the_peers_that_it_uses() {
     let from = UsedFrom { kind: RouteKind::GRPCRoute, namespace: "shop".to_owned() };
     assert_eq!(west.used_from, [from].into());
     assert_eq!(west.app_protocols, ["kubernetes.io/h2c".to_owned()].into());
-    assert!(plans[&id("west")].peers.is_empty());
+    assert!(!plans[&id("west")].peers.iter().any(|peer| used(&peer)));
+}
+
+#[test]
+fn every_door_has_witnesses_that_it_answers() {
+    let plans = plan(&mk_input()).plans;
+    for (subject, plan) in &plans {
+        for (witness, watcher) in plans.iter().filter(|(id, _)| *id != subject) {
+            assert!(watcher.peers.contains_key(subject), "{witness} watches {subject}");
+            assert!(plan.door.as_ref().unwrap().callers.contains_key(witness));
+        }
+    }
+    // A door that lets strangers in proves nothing.
+    let mut input = mk_input();
+    let south = snapshot_of(input.members.get_mut(&id("south")).unwrap());
+    south.door.knock = fairlead_model::snapshot::Knock::StrangerLetIn;
+    let plans = fairlead_planner::plan(&input).plans;
+    assert!(plans.values().all(|plan| !plan.peers.contains_key(&id("south"))));
 }
 
 #[test]
@@ -64,7 +83,7 @@ fn a_door_stands_before_anybody_uses_it() {
     let door = plans[&id("south")].door.as_ref().unwrap();
     assert_eq!(door.port, 15_443);
     // Its own CA: the agent's knock at its own door must be answered.
-    assert!(door.services.is_empty() && door.callers.keys().eq([&id("south")]));
+    assert!(door.services.is_empty() && door.callers.contains_key(&id("south")));
     let mut input = mk_input();
     let south = &mut Arc::make_mut(&mut input.policy).members;
     south.get_mut(&id("south")).unwrap().gateway_class = None;
@@ -110,10 +129,10 @@ fn a_reused_name_inherits_no_proof() {
         west.door.knock = fairlead_model::snapshot::Knock::Unknown;
     };
     unknown(&mut input);
-    assert!(!plan(&input).plans[&id("east")].peers.is_empty());
+    assert!(plan(&input).plans[&id("east")].peers.contains_key(&id("west")));
     let members = &mut Arc::make_mut(&mut input.policy).members;
     members.get_mut(&id("west")).unwrap().uid = Some("another".parse().unwrap());
-    assert!(plan(&input).plans[&id("east")].peers.is_empty());
+    assert!(!plan(&input).plans[&id("east")].peers.contains_key(&id("west")));
 }
 
 #[test]

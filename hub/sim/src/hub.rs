@@ -295,6 +295,11 @@ impl Hub {
                         self.mark(now);
                     }
                 }
+                Output::ApiServer(api) => {
+                    if self.health.api_server(&identity.member, api, now) == Changed::Yes {
+                        self.mark(now);
+                    }
+                }
                 Output::Applied(_) | Output::Overlay(_) | Output::Traffic(_) => {}
                 Output::Close(_) => acts.extend(self.close(conn, now)),
             }

@@ -348,6 +348,10 @@ fn unknown(reason: Reason, message: impl Into<String>) -> MemberCondition {
 
 fn connected(now: &MemberNow) -> MemberCondition {
     match (now.connected, now.health.state) {
+        (true, MemberState::AgentLost) => no(
+            Reason::AgentLost,
+            "its agent cannot reach its API server; its traffic stays as it is",
+        ),
         (true, _) => yes(),
         (false, MemberState::Joined) => no(Reason::NoSnapshot, "its agent has not connected yet"),
         (false, _) => {

@@ -65,6 +65,10 @@ fn a_lost_stream_and_one_that_never_was_are_told_apart() {
     now.health.state = MemberState::AgentLost;
     assert_eq!(connected(&now).reason, Reason::AgentLost);
     now.connected = true;
+    let headless = connected(&now);
+    assert_eq!((headless.status, headless.reason), (Some(false), Reason::AgentLost));
+    assert!(headless.message.contains("API server"));
+    now.health.state = MemberState::Up;
     assert_eq!(connected(&now).status, Some(true));
 }
 

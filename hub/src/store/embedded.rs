@@ -1,9 +1,11 @@
 //! The store in one file (redb): for a hub of one replica. Crash-safe, one writer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _,
+    TableDefinition,
 };
 
 use super::{Batch, Outcome, Store, StoreError, Value};
@@ -22,7 +24,10 @@ const FILE: &str = "fairlead.redb";
 /// The store in one file.
 #[derive(Debug)]
 pub struct EmbeddedStore {
-    database: Database,
+    file: PathBuf,
+    /// None after a failure: a disk that was full or away may be well again, and redb takes nothing
+    /// more before the file was opened anew.
+    database: Mutex<Option<Database>>,
 }
 
 fn read_error(source: impl Into<redb::Error>) -> StoreError {
@@ -40,93 +45,135 @@ impl EmbeddedStore {
     /// When the file cannot be opened, is open elsewhere, or was written by a newer version.
     pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
         let file = data_dir.join(FILE);
-        let path = file.display().to_string();
-        let open_error = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
-            path: path.clone(),
-            source,
-        };
-        std::fs::create_dir_all(data_dir).map_err(|error| open_error(Box::new(error)))?;
-        let database = match Database::builder().set_cache_size(CACHE_BYTES).create(&file) {
-            Ok(database) => database,
-            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Locked { path }),
-            Err(error) => return Err(open_error(Box::new(error))),
-        };
-        let store = Self { database };
-        match store.prepare()? {
-            SCHEMA_VERSION => Ok(store),
-            found => Err(StoreError::Schema { path, found, known: SCHEMA_VERSION }),
-        }
+        std::fs::create_dir_all(data_dir).map_err(|error| StoreError::Open {
+            path: file.display().to_string(),
+            source: Box::new(error),
+        })?;
+        let database = checked(&file, builder().create(&file))?;
+        let database = Mutex::new(Some(database));
+        Ok(Self { file, database })
     }
 
-    /// Makes the tables, so that readers never miss them, and tells the schema of the file.
-    fn prepare(&self) -> Result<u64, StoreError> {
-        let write = self.database.begin_write().map_err(write_error)?;
-        let schema = {
-            write.open_table(VALUES).map_err(write_error)?;
-            let mut meta = write.open_table(META).map_err(write_error)?;
-            let found = meta.get(SCHEMA).map_err(write_error)?.map(|guard| guard.value());
-            if found.is_none() {
-                meta.insert(SCHEMA, SCHEMA_VERSION).map_err(write_error)?;
-            }
-            found.unwrap_or(SCHEMA_VERSION)
+    /// Does something with the open file; after a failure it is opened anew with the next call.
+    fn on<T>(&self, act: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        // A panic leaves the file as the last commit left it.
+        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match held.take() {
+            Some(database) => database,
+            // Not made anew: a file that is gone may come back with its disk.
+            None => checked(&self.file, builder().open(&self.file))?,
         };
-        write.commit().map_err(write_error)?;
-        Ok(schema)
+        let done = act(&database);
+        if done.is_ok() {
+            *held = Some(database);
+        }
+        done
     }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// What was opened, if it is of a schema that is known.
+fn checked(file: &Path, opened: Result<Database, DatabaseError>) -> Result<Database, StoreError> {
+    let path = file.display().to_string();
+    let database = match opened {
+        Ok(database) => database,
+        Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Locked { path }),
+        Err(error) => return Err(StoreError::Open { path, source: Box::new(error) }),
+    };
+    match prepare(&database)? {
+        SCHEMA_VERSION => Ok(database),
+        found => Err(StoreError::Schema { path, found, known: SCHEMA_VERSION }),
+    }
+}
+
+/// Makes the tables, so that readers never miss them, and tells the schema of the file.
+fn prepare(database: &Database) -> Result<u64, StoreError> {
+    let read = database.begin_read().map_err(read_error)?;
+    if let Ok(meta) = read.open_table(META)
+        && let Some(found) = meta.get(SCHEMA).map_err(read_error)?
+    {
+        return Ok(found.value());
+    }
+    let write = database.begin_write().map_err(write_error)?;
+    write.open_table(VALUES).map_err(write_error)?;
+    write
+        .open_table(META)
+        .map_err(write_error)?
+        .insert(SCHEMA, SCHEMA_VERSION)
+        .map_err(write_error)?;
+    write.commit().map_err(write_error)?;
+    Ok(SCHEMA_VERSION)
 }
 
 impl Store for EmbeddedStore {
     fn get(&self, key: &str) -> Result<Option<Value>, StoreError> {
-        let read = self.database.begin_read().map_err(read_error)?;
-        let table = read.open_table(VALUES).map_err(read_error)?;
-        let guard = table.get(key).map_err(read_error)?;
-        Ok(guard.map(|guard| {
-            let (revision, bytes) = guard.value();
-            Value { revision, bytes: bytes.to_vec() }
-        }))
+        self.on(|database| get(database, key))
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<(String, Value)>, StoreError> {
-        let read = self.database.begin_read().map_err(read_error)?;
-        let table = read.open_table(VALUES).map_err(read_error)?;
-        let mut found = Vec::new();
-        for entry in table.range(prefix..).map_err(read_error)? {
-            let (key, value) = entry.map_err(read_error)?;
-            if !key.value().starts_with(prefix) {
-                break;
-            }
-            let (revision, bytes) = value.value();
-            found.push((key.value().to_owned(), Value { revision, bytes: bytes.to_vec() }));
-        }
-        Ok(found)
+        self.on(|database| list(database, prefix))
     }
 
     fn commit(&self, batch: Batch) -> Result<Outcome, StoreError> {
-        let mut write = self.database.begin_write().map_err(write_error)?;
-        write.set_durability(Durability::Immediate).map_err(write_error)?;
-        let revision = {
-            let mut table = write.open_table(VALUES).map_err(write_error)?;
-            for (key, expected) in &batch.expect {
-                let found = table.get(key.as_str()).map_err(write_error)?;
-                if found.map_or(0, |guard| guard.value().0) != *expected {
-                    // Dropping the transaction takes everything back.
-                    return Ok(Outcome::Conflict);
-                }
-            }
-            let mut meta = write.open_table(META).map_err(write_error)?;
-            let last = meta.get(REVISION).map_err(write_error)?.map_or(0, |guard| guard.value());
-            let revision = last + 1;
-            meta.insert(REVISION, revision).map_err(write_error)?;
-            for key in &batch.delete {
-                table.remove(key.as_str()).map_err(write_error)?;
-            }
-            for (key, bytes) in &batch.put {
-                let value = (revision, bytes.as_slice());
-                table.insert(key.as_str(), value).map_err(write_error)?;
-            }
-            revision
-        };
-        write.commit().map_err(write_error)?;
-        Ok(Outcome::Written(revision))
+        self.on(|database| commit(database, &batch))
     }
+}
+
+fn get(database: &Database, key: &str) -> Result<Option<Value>, StoreError> {
+    let read = database.begin_read().map_err(read_error)?;
+    let table = read.open_table(VALUES).map_err(read_error)?;
+    let guard = table.get(key).map_err(read_error)?;
+    Ok(guard.map(|guard| {
+        let (revision, bytes) = guard.value();
+        Value { revision, bytes: bytes.to_vec() }
+    }))
+}
+
+fn list(database: &Database, prefix: &str) -> Result<Vec<(String, Value)>, StoreError> {
+    let read = database.begin_read().map_err(read_error)?;
+    let table = read.open_table(VALUES).map_err(read_error)?;
+    let mut found = Vec::new();
+    for entry in table.range(prefix..).map_err(read_error)? {
+        let (key, value) = entry.map_err(read_error)?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        let (revision, bytes) = value.value();
+        found.push((key.value().to_owned(), Value { revision, bytes: bytes.to_vec() }));
+    }
+    Ok(found)
+}
+
+fn commit(database: &Database, batch: &Batch) -> Result<Outcome, StoreError> {
+    let mut write = database.begin_write().map_err(write_error)?;
+    write.set_durability(Durability::Immediate).map_err(write_error)?;
+    let revision = {
+        let mut table = write.open_table(VALUES).map_err(write_error)?;
+        for (key, expected) in &batch.expect {
+            let found = table.get(key.as_str()).map_err(write_error)?;
+            if found.map_or(0, |guard| guard.value().0) != *expected {
+                // Dropping the transaction takes everything back.
+                return Ok(Outcome::Conflict);
+            }
+        }
+        let mut meta = write.open_table(META).map_err(write_error)?;
+        let last = meta.get(REVISION).map_err(write_error)?.map_or(0, |guard| guard.value());
+        let revision = last + 1;
+        meta.insert(REVISION, revision).map_err(write_error)?;
+        for key in &batch.delete {
+            table.remove(key.as_str()).map_err(write_error)?;
+        }
+        for (key, bytes) in &batch.put {
+            let value = (revision, bytes.as_slice());
+            table.insert(key.as_str(), value).map_err(write_error)?;
+        }
+        revision
+    };
+    write.commit().map_err(write_error)?;
+    Ok(Outcome::Written(revision))
 }

@@ -12,7 +12,9 @@ use fairlead_model::{MemberId, Millis, NsName};
 
 use crate::probe::HOLD_MS;
 
-/// Between a peer's answer and the next question. The overlay follows within this and a write.
+/// A question waits so long at the peer for an answer that is another one than the last.
+pub const ASK_WAIT_MS: u64 = 2_000;
+/// From one question to the next at least, also where a peer does not wait.
 pub const ASK_PERIOD_MS: u64 = 200;
 /// So much longer for each so many bytes of an answer: a peer costs at most 20 KB/s, however many
 /// services it exports.

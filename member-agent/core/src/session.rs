@@ -16,11 +16,11 @@
 
 use std::cmp::Ordering;
 
-use fairlead_model::health::ProbeReport;
+use fairlead_model::health::{ApiServer, ProbeReport};
 use fairlead_model::ledger::{Digest, Ledger};
 use fairlead_model::session::{
-    ApplyReport, BundleUpdate, FromAgent, FromHub, Hello, OverlayReport, PROTOCOL, SnapshotUpdate,
-    TRAFFIC_SINCE, Welcome,
+    ApplyReport, Beat, BundleUpdate, FromAgent, FromHub, Hello, OverlayReport, PROTOCOL,
+    SnapshotUpdate, TRAFFIC_SINCE, Welcome,
 };
 use fairlead_model::traffic::TrafficReport;
 use fairlead_model::{ClusterUid, MemberId, Millis, PlanNumber, Reason, SnapshotNumber};
@@ -72,6 +72,8 @@ pub enum Input {
     Probes(ProbeReport),
     /// The overlay changed.
     Overlay(OverlayReport),
+    /// Whether our API server can be reached changed.
+    ApiServer(ApiServer),
     /// What gateways did since the last report. Not kept: a report that nobody hears is old news.
     Traffic(TrafficReport),
 }
@@ -145,6 +147,7 @@ pub struct Session {
     applied: Option<ApplyReport>,
     probes: Option<ProbeReport>,
     overlay: Option<OverlayReport>,
+    api: ApiServer,
 }
 
 impl Session {
@@ -163,6 +166,7 @@ impl Session {
             applied: None,
             probes: None,
             overlay: None,
+            api: ApiServer::default(),
         }
     }
 
@@ -208,6 +212,13 @@ impl Session {
                 self.say_if_open(FromAgent::Overlay(report.clone()), &mut out);
                 self.overlay = Some(report);
             }
+            Input::ApiServer(api) => {
+                self.api = api;
+                if let Link::Open(open) = &mut self.link {
+                    open.beat_at = now;
+                    self.on_tick(now, jitter, &mut out);
+                }
+            }
             Input::Traffic(report) => {
                 if matches!(&self.link, Link::Open(open) if open.takes_traffic) {
                     out.push(Output::Say(FromAgent::Traffic(report)));
@@ -232,7 +243,7 @@ impl Session {
             }
             Link::Open(open) if open.beat_at <= now => {
                 open.beat_at = now.plus(HEARTBEAT_MS);
-                out.push(Output::Say(FromAgent::Heartbeat(now)));
+                out.push(Output::Say(FromAgent::Heartbeat(Beat { now, api: self.api })));
             }
             _ => {}
         }

@@ -259,6 +259,22 @@ fn a_silent_hub_is_left_and_a_talking_one_kept() {
 }
 
 #[test]
+fn a_lost_api_server_is_said_at_once_and_with_every_heartbeat() {
+    let mut world = World::new(None);
+    // Nobody listens yet: it is said once the stream is open.
+    assert_eq!(world.on(Input::ApiServer(ApiServer::Lost)), []);
+    world.open();
+    let beat =
+        |world: &World, api| vec![Output::Say(FromAgent::Heartbeat(Beat { now: world.now, api }))];
+    let said = world.wait();
+    assert_eq!(said, beat(&world, ApiServer::Lost));
+    let said = world.on(Input::ApiServer(ApiServer::Answers));
+    assert_eq!(said, beat(&world, ApiServer::Answers));
+    let said = world.wait();
+    assert_eq!(said, beat(&world, ApiServer::Answers));
+}
+
+#[test]
 fn words_out_of_turn_end_the_stream() {
     let mut world = World::new(None);
     world.hello();

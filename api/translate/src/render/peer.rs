@@ -70,6 +70,11 @@ impl Inner {
 /// Renders every peer of the plan, and the grants for the routes that use them.
 pub(super) fn render_peers(plan: &MemberPlan, draft: &mut Draft) {
     for (member, peer) in &plan.peers {
+        draft.bundle.peers.insert(member.clone(), probed(peer));
+        // A witness asks the door itself; nothing in its cluster leads there.
+        if peer.used_from.is_empty() {
+            continue;
+        }
         let Addresses { v4, v6, has_names } = split_addresses(member, peer, draft);
         let in_v6 = has_names || !v6.is_empty();
         draft.put(service(member, peer, in_v6));
@@ -83,7 +88,6 @@ pub(super) fn render_peers(plan: &MemberPlan, draft: &mut Draft) {
         }
         draft.put(ca(member, peer));
         draft.put(tls_policy(member, peer));
-        draft.bundle.peers.insert(member.clone(), probed(peer));
     }
     render_route_grants(plan, draft);
 }

@@ -1,21 +1,26 @@
-//! h: the hub's store is restored from an older copy. Numbers go on rising, and nothing is lost.
+//! h: the hub's store is restored from an older copy, or its disk is full. Numbers go on rising, what
+//! cannot be stored is not planned, and nothing is lost.
 
 use std::{
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use fairlead_crds::keys;
-use serde_json::json;
+use fairlead_model::{Reason, health::MemberState};
+use serde_json::{Value, json};
 
 use crate::{
     fleet::{
-        Fleet,
-        trial::{PATH, VICTIM, strict},
+        Fleet, shop,
+        trial::{PATH, SERVICE, VICTIM, rendered_route, strict},
     },
     object::ObjectKey,
     report::{Facts, Finding, figures},
+    wait::{self, Look},
 };
 
 /// The hub's store in its volume.
@@ -23,13 +28,194 @@ const FILE: &str = "fairlead.redb";
 
 pub(super) async fn play(fleet: &Fleet<'_>, facts: &mut Facts) {
     facts.look("h1", "an older copy of the store: numbers go on rising", restored(fleet)).await;
+    let name = "the store cannot be written: plans freeze, streams stay; then it goes on by itself";
+    facts.look("h3", name, full(fleet)).await;
+}
+
+/// The store's disk: small, and full as long as `filler` is there.
+struct SmallDisk {
+    folder: PathBuf,
+    /// The file's copy on the machine's own disk.
+    kept: PathBuf,
+}
+
+/// Room for the store as it is, and a little more.
+const DISK_KIB: u64 = 8 * 1_024;
+
+impl SmallDisk {
+    /// Puts a small disk under the store of a hub that does not run.
+    fn mount(store: &Path) -> Result<Self> {
+        let folder = store.parent().context("the store lies in no folder")?.to_owned();
+        let kept = folder.with_extension("kept");
+        fs::rename(store, &kept).context("keeping the store")?;
+        let size = format!("size={DISK_KIB}k");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), &folder, Some("tmpfs"), flags, Some(size.as_str()))
+            .context("mounting a small disk")?;
+        let disk = Self { folder, kept };
+        fs::copy(&disk.kept, store).context("putting the store on the small disk")?;
+        Ok(disk)
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.join("filler")
+    }
+
+    /// Leaves no room at all.
+    fn fill(&self) -> Result<()> {
+        let mut file = fs::File::create(self.filler()).context("making the filler")?;
+        let block = [1_u8; 4_096];
+        loop {
+            match file.write_all(&block) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+                Err(error) => return Err(error).context("filling the disk"),
+            }
+        }
+    }
+
+    fn make_room(&self) -> Result<()> {
+        fs::remove_file(self.filler()).context("making room")
+    }
+
+    /// Takes the disk away under a hub that does not run; the store moves back.
+    fn unmount(&self, store: &Path) -> Result<()> {
+        fs::copy(store, &self.kept).context("keeping the store")?;
+        nix::mount::umount(&self.folder).context("taking the small disk away")?;
+        fs::rename(&self.kept, store).context("putting the store back")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Fails when it is unmounted already; after an error nobody may be left with the mount.
+        let _ = nix::mount::umount2(&self.folder, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+async fn full(fleet: &Fleet<'_>) -> Result<Finding> {
+    let world = fleet.world();
+    let store = store_file(fleet)?;
+    world.fault().kill_hub().await?;
+    let disk = SmallDisk::mount(&store)?;
+    world.fault().restore_hub().await?;
+    fleet.wait_settled().await?;
+    let hub = world.kubelet(world.hub().name())?.pid(crate::fault::HUB);
+    let load = fleet.start_left(PATH).await?;
+    let frozen = freeze(fleet, &disk).await;
+    let thawed = thaw(fleet, &disk).await;
+    let same_process = world.kubelet(world.hub().name())?.pid(crate::fault::HUB) == hub;
+    let report = strict(&load.stop().await);
+    world.fault().kill_hub().await?;
+    disk.unmount(&store)?;
+    world.fault().restore_hub().await?;
+    fleet.wait_whole(PATH).await?;
+    let (why, streams) = frozen?;
+    thawed?;
+    Ok(Finding::new(
+        report.failed() == 0 && streams && same_process,
+        figures([
+            ("why", json!(why)),
+            ("streams_stay", json!(streams)),
+            ("same_process", json!(same_process)),
+            ("failed", json!(report.failed())),
+            ("requests", json!(report.total())),
+        ]),
+    ))
+}
+
+/// Fills the disk and asks for more than the store has room for; what the hub says then, and whether
+/// all members still have their streams.
+async fn freeze(fleet: &Fleet<'_>, disk: &SmallDisk) -> Result<(String, bool)> {
+    disk.fill()?;
+    for number in 0..BULKY_ROUTES {
+        fleet.world().hub().objects().apply(&bulky(number)).await?;
+    }
+    let why = wait::until("the hub to hold its plans", HELD_LIMIT, || async {
+        let held = fleet.status().await?.held;
+        let about_store = held.iter().find(|note| note.reason == Reason::StoreUnavailable);
+        Ok(match about_store {
+            Some(note) => Look::Done(note.to_string()),
+            None => Look::Not(format!("it holds for {held:?}")),
+        })
+    })
+    .await?;
+    let members = fleet.status().await?.members;
+    let streams = members.iter().all(|view| view.state == MemberState::Up);
+    // A change that must wait, although nothing but the store is in its way.
+    fleet.world().hub().objects().apply(&late()).await?;
+    Ok((why, streams))
+}
+
+/// Makes room; the change that waited arrives by itself.
+async fn thaw(fleet: &Fleet<'_>, disk: &SmallDisk) -> Result<()> {
+    let early = fleet.world().member("west")?.objects().get(&rendered_route(LATE)).await?;
+    disk.make_room()?;
+    anyhow::ensure!(early.is_none(), "{LATE} was planned while the store could not be written");
+    fleet.wait_live(&format!("/{LATE}")).await?;
+    for number in 0..BULKY_ROUTES {
+        fleet.world().hub().objects().delete(&route_key(&bulky_name(number))).await?;
+    }
+    fleet.world().hub().objects().delete(&route_key(LATE)).await?;
+    fleet.wait_settled().await.map(drop)
+}
+
+/// Routes that say much, to nobody: their backend does not exist.
+const BULKY_ROUTES: usize = 60;
+const LATE: &str = "late";
+const HELD_LIMIT: Duration = Duration::from_secs(60);
+
+fn bulky_name(number: usize) -> String {
+    format!("bulky-{number:02}")
+}
+
+fn route_key(name: &str) -> ObjectKey {
+    ObjectKey::new("gateway.networking.k8s.io/v1", "HTTPRoute", shop::NAMESPACE, name)
+}
+
+fn bulky(number: usize) -> Value {
+    let name = bulky_name(number);
+    let rule = |rule: usize| {
+        let value = format!("/{name}/{rule}/{}", "x".repeat(900));
+        json!({"matches": [{"path": {"type": "PathPrefix", "value": value}}],
+            "backendRefs": [{"group": "multicluster.x-k8s.io", "kind": "ServiceImport",
+                "name": "nowhere", "port": 80}]})
+    };
+    route(&name, &(0..16).map(rule).collect::<Vec<_>>())
+}
+
+fn late() -> Value {
+    let path = format!("/{LATE}");
+    route(
+        LATE,
+        &[json!({"matches": [{"path": {"type": "PathPrefix", "value": path}}],
+            "backendRefs": [{"group": "multicluster.x-k8s.io", "kind": "ServiceImport",
+                "name": SERVICE, "port": 80}]})],
+    )
+}
+
+fn route(name: &str, rules: &[Value]) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": name, "namespace": shop::NAMESPACE},
+        "spec": {
+            "parentRefs": [{"name": "public", "namespace": shop::GATEWAY_NAMESPACE}],
+            "hostnames": [shop::HOST],
+            "rules": rules,
+        },
+    })
+}
+
+/// The file of the hub's store.
+fn store_file(fleet: &Fleet<'_>) -> Result<PathBuf> {
+    let folder = fleet.world().hub().local()?.dir();
+    find(folder)?.with_context(|| format!("no {FILE} in {}", folder.display()))
 }
 
 async fn restored(fleet: &Fleet<'_>) -> Result<Finding> {
     let world = fleet.world();
     world.fault().kill_hub().await?;
-    let folder = world.hub().local()?.dir();
-    let store = find(folder)?.with_context(|| format!("no {FILE} in {}", folder.display()))?;
+    let store = store_file(fleet)?;
     let copy = store.with_extension("older");
     fs::copy(&store, &copy).context("copying the store")?;
     world.fault().restore_hub().await?;
@@ -49,9 +235,6 @@ async fn restored(fleet: &Fleet<'_>) -> Result<Finding> {
     fleet.wait_whole(PATH).await?;
     let after = numbers(fleet).await?;
     let risen = before.len() == after.len() && before.iter().zip(&after).all(|(b, a)| b <= a);
-    let shown = |numbers: &[(u64, u64)]| {
-        numbers.iter().map(|(epoch, counter)| format!("{epoch}.{counter}")).collect::<Vec<_>>()
-    };
     Ok(Finding::new(
         risen && report.failed() == 0,
         figures([
@@ -61,6 +244,11 @@ async fn restored(fleet: &Fleet<'_>) -> Result<Finding> {
             ("requests", json!(report.total())),
         ]),
     ))
+}
+
+/// As people read them.
+pub(super) fn shown(numbers: &[(u64, u64)]) -> Vec<String> {
+    numbers.iter().map(|(epoch, counter)| format!("{epoch}.{counter}")).collect()
 }
 
 /// A change of plans that asks for none of the traffic that is measured.
@@ -76,7 +264,7 @@ async fn set_traffic(fleet: &Fleet<'_>, state: &str) -> Result<()> {
 }
 
 /// The plans that members hold, by (epoch, counter).
-async fn numbers(fleet: &Fleet<'_>) -> Result<Vec<(u64, u64)>> {
+pub(super) async fn numbers(fleet: &Fleet<'_>) -> Result<Vec<(u64, u64)>> {
     let members = fleet.status().await?.members;
     let number = |text: &str| {
         let (epoch, counter) = text.split_once('.')?;
