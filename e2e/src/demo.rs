@@ -5,6 +5,7 @@
 //! step says what it does and checks what it promised. Owns the story, not the machinery.
 
 mod figures;
+mod names;
 mod table;
 pub mod traces;
 
@@ -88,13 +89,17 @@ pub async fn run(options: Options) -> Result<bool> {
     println!("\nThe shop answers through every entry, {:.1} s after the start.", figures.ready_s);
 
     let members: Vec<String> = world.members().map(|m| m.name().to_owned()).collect();
-    let mut show = Show::start(&fleet, Screen::new(members.clone())).await?;
+    step("A name for the shop: a DNSPolicy in the hub, and every agent answers for it");
+    let names = names::Watch::start(&fleet, CATALOG_HOME).await?;
+    let mut show = Show::start(&fleet, Screen::new(members.clone()), names).await?;
     show.steady(&mut figures).await?;
     show.failover(&mut figures).await?;
     show.hub_restart(&mut figures).await?;
-    show.end().await;
+    let names = show.end().await?;
 
     figures.problems = problems(&figures, &members, CATALOG_HOME);
+    figures.problems.extend(names::problems(&names));
+    figures.names = names;
     figures.passed = figures.problems.is_empty();
     conclude(&figures, options.json.as_ref())?;
     if options.ending == Ending::Stay {
@@ -166,19 +171,21 @@ struct Show<'f, 'w> {
     screen: Screen,
     cart: Running,
     catalog: Running,
+    names: names::Watch,
 }
 
 impl<'f, 'w> Show<'f, 'w> {
-    async fn start(fleet: &'f Fleet<'w>, screen: Screen) -> Result<Self> {
+    async fn start(fleet: &'f Fleet<'w>, screen: Screen, names: names::Watch) -> Result<Self> {
         step("Traffic through every entry: who answers requests to the cart");
         let cart = fleet.load(shop::CART).await?.rate(CART_RATE).start();
         let catalog = fleet.load(shop::CATALOG).await?.rate(CATALOG_RATE).start();
-        Ok(Self { fleet, screen, cart, catalog })
+        Ok(Self { fleet, screen, cart, catalog, names })
     }
 
-    async fn end(self) {
+    async fn end(self) -> Result<names::Names> {
         self.cart.stop().await;
         self.catalog.stop().await;
+        self.names.end().await
     }
 
     /// Shows the table until `done` says so of the cart's report; false when `limit` passed.
@@ -224,6 +231,7 @@ impl<'f, 'w> Show<'f, 'w> {
         self.screen.say(&format!("\n── Killing {VICTIM}: every process and its network"));
         let (cart_at, catalog_at) = (self.cart.now(), self.catalog.now());
         let before = returning(&self.cart.so_far(), cart_at);
+        self.names.note_kill();
         // The wire first: nobody gets a last word out, as in a power cut.
         world.fault().isolate(VICTIM)?;
         world.fault().kill_member(VICTIM).await?;

@@ -4,6 +4,7 @@
 //! unmodified etcd, kube-apiserver, kube-controller-manager, Envoy Gateway and Envoy. The harness
 //! plays only what a machine without containers lacks: the cloud's load balancer and a kubelet.
 
+pub mod ask;
 pub mod backend;
 pub mod bench;
 pub mod cluster;

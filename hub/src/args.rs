@@ -43,6 +43,12 @@ pub struct RunArgs {
     /// How long to wait for members after a start before planning without them.
     #[arg(long, default_value_t = 30, env = "FAIRLEAD_GRACE_SECONDS")]
     pub grace_seconds: u64,
+    /// Seconds between two looks whether a resolver answers the names of DNSPolicies as they are published. 0: never.
+    #[arg(long, default_value_t = 60, env = "FAIRLEAD_DNS_CHECK_SECONDS")]
+    pub dns_check_seconds: u64,
+    /// Resolver to ask for that, as ADDRESS:PORT, instead of the pod's own. May be given several times.
+    #[arg(long, env = "FAIRLEAD_DNS_RESOLVER", value_delimiter = ',')]
+    pub dns_resolver: Vec<SocketAddr>,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "FAIRLEAD_LOG_FORMAT")]
     pub log_format: LogFormat,

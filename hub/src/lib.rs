@@ -36,4 +36,5 @@ pub mod telemetry;
 pub mod tls;
 pub mod traffic;
 pub mod view;
+pub mod visible;
 pub mod watch;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use fairlead_crds::keys;
+use fairlead_hub_core::visible::Verdicts;
 use fairlead_model::Millis;
 use fairlead_telemetry::export::Exporter;
 use fairlead_telemetry::queue::Queue;
@@ -34,6 +35,7 @@ use crate::status::StatusWriter;
 use crate::store::{EmbeddedStore, Store};
 use crate::tls::{HubCertificate, server_config};
 use crate::traffic::Traffic;
+use crate::visible::Lookout;
 use crate::watch::Objects;
 use crate::{admin, bootstrap, clock, link, record, spans, watch};
 
@@ -176,12 +178,24 @@ impl Hub {
     }
 
     fn spawn_status(&self, client: &Client) {
+        let visible: Arc<ArcSwap<Verdicts>> = Arc::default();
+        if self.args.dns_check_seconds > 0 {
+            let lookout = Lookout {
+                current: Arc::clone(&self.current),
+                verdicts: Arc::clone(&visible),
+                changed: Arc::clone(&self.decided),
+                period: Duration::from_secs(self.args.dns_check_seconds),
+                servers: self.args.dns_resolver.clone(),
+            };
+            self.spawn(lookout.run());
+        }
         let status = StatusWriter {
             client: client.clone(),
             objects: Arc::clone(&self.objects),
             fleet: Arc::clone(&self.fleet),
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
+            visible,
             metrics: Arc::clone(&self.metrics),
         };
         self.tasks.spawn(status.run(self.stop.clone()));

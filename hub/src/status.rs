@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use fairlead_crds::keys;
+use fairlead_hub_core::visible::Verdicts;
 use fairlead_model::{Json, Millis};
 use futures::StreamExt as _;
 use k8s_openapi::jiff::Timestamp;
@@ -48,6 +49,8 @@ pub struct StatusWriter {
     pub current: Arc<ArcSwap<Current>>,
     /// Told of every decision.
     pub decided: Arc<Signal>,
+    /// Whether the world sees what DNSPolicies publish.
+    pub visible: Arc<ArcSwap<Verdicts>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -107,6 +110,7 @@ impl StatusWriter {
             current: &current,
             members: &members,
             objects: &self.objects,
+            visible: &self.visible.load(),
             now: clock::now(),
             now_text: &Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         })

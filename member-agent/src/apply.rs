@@ -16,6 +16,7 @@ use std::time::Duration;
 use fairlead_agent_core::diff::{Action, Diff, DiffInput, KindKey, Settled, Stage, diff_objects};
 use fairlead_agent_core::field::{self, Pattern};
 use fairlead_agent_core::live::{Keep, LiveObject};
+use fairlead_agent_core::names::{Resolved, fill_slices};
 use fairlead_agent_core::overlay::{Overlay, OverlayInput, overlay_with};
 use fairlead_agent_core::own::{Limits, exception, prepare};
 use fairlead_agent_core::readiness::Counts;
@@ -84,6 +85,8 @@ pub struct Applier {
     pub belief: watch::Receiver<Belief>,
     /// Services that have nothing ready.
     pub gone: watch::Receiver<Counts>,
+    /// What the names of doors stand for.
+    pub resolved: watch::Receiver<Arc<Resolved>>,
     /// The knock at our own door.
     pub knock: watch::Receiver<KeptKnock>,
     /// For what is exported.
@@ -209,6 +212,8 @@ impl Applier {
         let mut overlay = overlay_with(&faults, &gone);
         let overlaid: BTreeSet<ObjectId> = overlay.contents.keys().cloned().collect();
         let urgent = overlaid.union(&memory.overlaid).cloned().collect();
+        let resolved = self.resolved.borrow_and_update().clone();
+        fill_slices(&held.bundle, &resolved, &state.live, &mut overlay.contents);
         let (partly, absent) = leave_out_unknown(&held.bundle, &mut overlay, &memory.unknown);
         let mut prepared = prepare(&held.bundle, &overlay.contents, &self.limits(&snapshot));
         for (id, why) in absent {
@@ -450,6 +455,7 @@ impl Applier {
             changed = self.belief.changed() => return changed,
             changed = self.gone.changed() => return changed,
             changed = self.knock.changed() => return changed,
+            changed = self.resolved.changed() => return changed,
             changed = self.snapshot.changed() => changed?,
             changed = changes.changed() => changed?,
             () = retry => return Ok(()),

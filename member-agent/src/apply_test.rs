@@ -7,13 +7,15 @@ use crate::fake::Fake;
 use crate::kind;
 use crate::observe::{Facts, Observer};
 use crate::watch::watch_kind;
+use fairlead_agent_core::names::Found;
 use fairlead_model::bundle::{BundleObject, Claim, Gate};
+use fairlead_model::dns::DnsName;
 use fairlead_model::health::{PeerReach, Reach};
 use fairlead_model::recipe::{
     Candidate, RECIPE_VERSION, Recipe, RecipeBackend, RecipeTier, Serve, Split, Standing,
     WhenUnavailable,
 };
-use fairlead_model::snapshot::Knock;
+use fairlead_model::snapshot::{Address, Knock};
 use fairlead_model::{ClusterUid, MemberId, NsName};
 use serde_json::json;
 use std::time::Duration;
@@ -23,6 +25,7 @@ struct World {
     held: watch::Sender<Option<Arc<Held>>>,
     reaches: watch::Sender<ProbeReport>,
     _gone: watch::Sender<Counts>,
+    resolved: watch::Sender<Arc<Resolved>>,
     knock: watch::Sender<KeptKnock>,
     applied: watch::Receiver<Option<ApplyReport>>,
     overlay: watch::Receiver<Option<OverlayReport>>,
@@ -47,6 +50,7 @@ impl World {
         let (held, held_rx) = watch::channel(None);
         let (reaches, reaches_rx) = watch::channel(ProbeReport::new());
         let (gone, gone_rx) = watch::channel(BTreeMap::new());
+        let (resolved, resolved_rx) = watch::channel(Arc::default());
         let (knock, knock_rx) = watch::channel(KeptKnock::default());
         let (belief, belief_rx) = watch::channel(Belief::default());
         let (applied_tx, applied) = watch::channel(None);
@@ -73,6 +77,7 @@ impl World {
             reaches: reaches_rx,
             gone: gone_rx,
             belief: belief_rx,
+            resolved: resolved_rx,
             knock: knock_rx,
             snapshot,
             applied: applied_tx,
@@ -86,6 +91,7 @@ impl World {
             held,
             reaches,
             _gone: gone,
+            resolved,
             knock,
             applied,
             overlay,
@@ -319,4 +325,35 @@ async fn a_peer_that_cannot_be_reached_loses_its_weight_and_gets_it_back() {
     assert_eq!(told.unwrap().out.values().next(), Some(&Reason::DoorTimedOut));
     world.reaches.send_replace(verdict(Reach::Reachable));
     world.api.until("as planned again", |objects| weights(objects, [5000, 5000])).await;
+}
+
+#[tokio::test]
+async fn the_slice_of_a_door_follows_its_name() {
+    let mut world = World::start(Fake::new());
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "member-east-v4", "namespace": "fairlead-system",
+            "labels": {"kubernetes.io/service-name": "member-east"}},
+        "ports": [{"name": "door", "port": 15443}], "endpoints": []});
+    let id = id_of(&slice);
+    let mut bundle = split();
+    bundle.peers.values_mut().for_each(|peer| {
+        peer.addresses = [Address::of("door.example.net")].into();
+    });
+    let object = BundleObject { content: slice, gate: Gate::Open, claim: Claim::Whole };
+    bundle.objects.insert(id.clone(), object);
+    let has = |objects: &BTreeMap<ObjectId, Json>, wanted: &str| {
+        let slice = objects.get(&id);
+        slice.is_some_and(|slice| slice["endpoints"][0]["addresses"] == json!([wanted]))
+    };
+    let stand_for = |address: &str| {
+        let v4 = Some([address.parse().unwrap()].into());
+        let name = DnsName::new("door.example.net").unwrap();
+        Arc::new(Resolved::from([(name, Found { v4, v6: None })]))
+    };
+    world.take(bundle);
+    world.api.until("the plan as given", |objects| objects.contains_key(&id)).await;
+    for address in ["192.0.2.1", "192.0.2.2"] {
+        world.resolved.send_replace(stand_for(address));
+        world.api.until("the slice follows", |objects| has(objects, address)).await;
+    }
 }

@@ -54,6 +54,9 @@ pub struct RunArgs {
     /// Where zones are answered for, over UDP and TCP.
     #[arg(long, default_value = "0.0.0.0:5353")]
     pub dns_listen: SocketAddr,
+    /// Where clusterset.local is answered for, over UDP and TCP: for this cluster's own DNS, not for the world.
+    #[arg(long, default_value = "0.0.0.0:5354")]
+    pub clusterset_listen: SocketAddr,
     /// Answers a second to one /24 or /56 network over UDP; beyond, clients are sent to TCP. 0: no bound.
     #[arg(long, env = "FAIRLEAD_DNS_RATE", default_value_t = 2_000)]
     pub dns_rate: u32,
@@ -61,6 +64,10 @@ pub struct RunArgs {
     /// not say: the parent zone names it. May be given several times.
     #[arg(long, env = "FAIRLEAD_DNS_ADDRESS", value_delimiter = ',')]
     pub dns_address: Vec<String>,
+    /// Resolver to ask for the names of doors, as ADDRESS:PORT, instead of the pod's own. May be given several
+    /// times.
+    #[arg(long, env = "FAIRLEAD_RESOLVER", value_delimiter = ',')]
+    pub resolver: Vec<SocketAddr>,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -148,7 +155,7 @@ mod tests {
     fn the_charts_command_line_is_understood() {
         let chart = "fairlead-agent run --member=east --hub=https://hub:8443 --config=/etc/fairlead/agent.yaml \
                      --data-dir=/var/lib/fairlead --admin-listen=0.0.0.0:8080 --readiness-listen=0.0.0.0:8081 \
-                     --dns-listen=0.0.0.0:5353";
+                     --dns-listen=0.0.0.0:5353 --clusterset-listen=0.0.0.0:5354";
         let cli = Cli::try_parse_from(chart.split_whitespace()).unwrap();
         let Command::Run(args) = cli.command;
         assert_eq!(args.member.as_str(), "east");

@@ -5,6 +5,7 @@
 //! queries costs at most that thread and never the tasks that keep routes right. Never recurses, never
 //! asks anybody anything, and goes on with what it has for as long as the hub is away.
 
+pub mod clusterset;
 pub mod packet;
 
 use std::collections::BTreeSet;

@@ -3,6 +3,7 @@
 //! A table: a new kind is a line. Of what is not ours only the parts that are reported or compared
 //! are kept, so that thousands of foreign objects and endpoints cost little memory.
 
+use fairlead_agent_core::clusterset::{HEADLESS, is_headless_slice};
 use fairlead_agent_core::live::Keep;
 use fairlead_agent_core::own;
 use fairlead_crds::keys;
@@ -28,9 +29,9 @@ pub enum Trim {
     Nothing,
     /// Everything but its identity goes.
     ToIdentity,
-    /// Identity, ports and type stay.
+    /// Identity, addresses, ports and type stay.
     Service,
-    /// Identity stays, and apart from it counts per zone.
+    /// Identity stays, and apart from it counts per zone; of a headless Service ready endpoints, too.
     Slice,
     /// Identity and the labels of region and zone stay.
     Place,
@@ -146,7 +147,11 @@ pub fn trim(trim: Trim, object: Json) -> Trimmed {
         Trim::Place => kept(trim_place(&object), Keep::Whole),
         Trim::Slice => {
             let counts = member::slice_service(&object).zip(member::ingest_slice_counts(&object));
-            Trimmed { object, keep: Keep::Identity, counts }
+            match is_headless_slice(&object) {
+                // They are answers of clusterset.local.
+                true => Trimmed { object: trim_slice(&object), keep: Keep::Whole, counts },
+                false => Trimmed { object, keep: Keep::Identity, counts },
+            }
         }
     }
 }
@@ -182,7 +187,25 @@ fn trimmed(object: &Json, labels: &[&str], rest: Json) -> Json {
 
 fn trim_service(object: &Json) -> Json {
     let field = |key: &str| object.get("spec").and_then(|spec| spec.get(key)).cloned();
-    trimmed(object, &[], json!({"spec": {"ports": field("ports"), "type": field("type")}}))
+    let (ports, of_type, ips) = (field("ports"), field("type"), field("clusterIPs"));
+    trimmed(object, &[], json!({"spec": {"clusterIPs": ips, "ports": ports, "type": of_type}}))
+}
+
+/// Ready endpoints with what names them.
+fn trim_slice(object: &Json) -> Json {
+    let is_ready = |endpoint: &&Json| {
+        endpoint.pointer("/conditions/ready").and_then(Json::as_bool) != Some(false)
+    };
+    let endpoints = object.get("endpoints").and_then(Json::as_array);
+    let ready = endpoints.into_iter().flatten().filter(is_ready).map(|endpoint| {
+        json!({"addresses": endpoint.get("addresses"), "hostname": endpoint.get("hostname")})
+    });
+    let ready: Vec<Json> = ready.collect();
+    trimmed(
+        object,
+        &[own::SERVICE_NAME, HEADLESS],
+        json!({"endpoints": ready, "ports": object.get("ports")}),
+    )
 }
 
 fn trim_place(object: &Json) -> Json {
@@ -208,6 +231,28 @@ mod tests {
     }
 
     #[test]
+    fn of_a_headless_slice_the_ready_endpoints_stay() {
+        let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "pets-x", "namespace": "shop",
+                "labels": {own::SERVICE_NAME: "pets", HEADLESS: "", "x": "y"}},
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "hostname": "pet-0", "nodeName": "n", "conditions": {"ready": true}},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": false}}],
+            "ports": [{"name": "http", "port": 80}]});
+        let kept = trim(Trim::Slice, slice);
+        assert_eq!(kept.keep, Keep::Whole);
+        assert_eq!(
+            kept.object["endpoints"],
+            json!([{"addresses": ["10.0.0.1"], "hostname": "pet-0"}])
+        );
+        assert_eq!(
+            kept.object["metadata"]["labels"],
+            json!({own::SERVICE_NAME: "pets", HEADLESS: ""})
+        );
+        assert_eq!(kept.counts.map(|(_, counts)| counts.zones[""].total), Some(2));
+    }
+
+    #[test]
     fn slices_that_make_no_sense_count_nothing() {
         for endpoints in [json!(null), json!("x"), json!([])] {
             let slice = json!({"apiVersion": "v1", "kind": "EndpointSlice", "endpoints": endpoints,
@@ -222,7 +267,8 @@ mod tests {
             "annotations": {"big": "x"}, "labels": {"a": "b", keys::TOPOLOGY_ZONE: "z"}},
             "spec": {"ports": [{"port": 80}], "selector": {"a": "b"}}, "status": {"images": []}});
         let service = trim(Trim::Service, object.clone()).object;
-        assert_eq!(service["spec"], json!({"ports": [{"port": 80}], "type": null}));
+        let wanted = json!({"clusterIPs": null, "ports": [{"port": 80}], "type": null});
+        assert_eq!(service["spec"], wanted);
         let node = trim(Trim::Place, object).object;
         assert_eq!(
             node["metadata"],

@@ -34,6 +34,7 @@ pub mod identity;
 pub mod kind;
 pub mod knock;
 pub mod metrics;
+pub mod names;
 pub mod observe;
 pub mod pki;
 pub mod probe;

@@ -37,6 +37,7 @@ use crate::counts::Asker;
 use crate::crossing::keep_crossing;
 use crate::dial::HubAddress;
 use crate::disk::Disk;
+use crate::dns::clusterset::ClustersetKeeper;
 use crate::dns::{DnsServer, ViewKeeper, Views};
 use crate::facts;
 use crate::http::{self, Admin};
@@ -44,6 +45,7 @@ use crate::identity::{Identities, Introduction};
 use crate::kind;
 use crate::knock::Knocker;
 use crate::metrics::Metrics;
+use crate::names::{NameKeeper, SystemResolver};
 use crate::observe::{Facts, Observer};
 use crate::probe::Prober;
 use crate::publish::{Publisher, token_id};
@@ -174,20 +176,39 @@ async fn start(
         info!(plan = %number, "goes on with the bundle of before");
         bundles.take_ledger(*number, ledger, None);
     }
-    let (held, peers) = (bundles.held.subscribe(), bundles.peers.subscribe());
+    let held = bundles.held.subscribe();
+    let (resolved_tx, resolved) = watch::channel(Arc::default());
+    let (probed_tx, peers) = watch::channel(Arc::default());
+    let (asked_tx, asked) = watch::channel(Arc::default());
+    let names = NameKeeper {
+        clock,
+        peers: bundles.peers.subscribe(),
+        used: bundles.used.subscribe(),
+        snapshot: snapshot.clone(),
+        resolver: SystemResolver::new(&args.resolver),
+        resolved: resolved_tx,
+        probed: probed_tx,
+        asked: asked_tx,
+    };
+    tasks.spawn(endless(names.run()));
     let (traffic_tx, traffic) = watch::channel(None);
     let percent = args.gateway_sampling_percent;
     tasks.spawn(endless(relay.clone().tell_traffic(percent, traffic_tx)));
     let known = relay.keep_known(held.clone(), overlay.clone(), snapshot.clone());
     tasks.spawn(endless(known));
-    let prober =
-        Prober { clock, peers, crossing: crossing.clone(), report: report_tx, disk: disk.clone() };
+    let prober = Prober {
+        clock,
+        peers: peers.clone(),
+        crossing: crossing.clone(),
+        report: report_tx,
+        disk: disk.clone(),
+    };
     tasks.spawn(endless(prober.run()));
     let (gone_tx, gone) = watch::channel(BTreeMap::new());
     let asker = Asker {
         clock,
         member: args.member.clone(),
-        peers: bundles.used.subscribe(),
+        peers: asked,
         crossing: crossing.clone(),
         snapshot: snapshot.clone(),
         gone: gone_tx,
@@ -214,6 +235,20 @@ async fn start(
     tasks.spawn(endless(keeper.run()));
     let dns = DnsServer { views, metrics: metrics.clone(), clock, rate_per_s: args.dns_rate };
     spawn_server(tasks, "--dns-listen", dns.serve(args.dns_listen));
+    let inside = Views::default();
+    let keeper = ClustersetKeeper {
+        member: args.member.clone(),
+        cache: cache.clone(),
+        snapshot: snapshot.clone(),
+        held: bundles.held.subscribe(),
+        resolved: resolved.clone(),
+        views: inside.clone(),
+        serial: u32::try_from(wall_now().0 / 1_000).unwrap_or(1),
+    };
+    tasks.spawn(endless(keeper.run()));
+    // The cluster's DNS asks for everybody, from one address: a bound per client would hit all of them.
+    let dns = DnsServer { views: inside, metrics: metrics.clone(), clock, rate_per_s: 0 };
+    spawn_server(tasks, "--clusterset-listen", dns.serve(args.clusterset_listen));
     let applier = Applier {
         client: client.clone(),
         cache: cache.clone(),
@@ -224,6 +259,7 @@ async fn start(
         reaches: report.clone(),
         belief,
         gone,
+        resolved,
         knock,
         snapshot: snapshot.clone(),
         applied: applied_tx,

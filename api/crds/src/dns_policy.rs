@@ -262,6 +262,7 @@ pub enum DnsPublish {
 #[serde(rename_all = "camelCase")]
 pub struct DnsPolicyStatus {
     /// Accepted: its targets exist and it is the one that acts on them. Served: all of its names are answered.
+    /// DNSVisible: a resolver answers them as they are published.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

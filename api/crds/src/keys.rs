@@ -127,6 +127,8 @@ pub const CONDITION_PARTIALLY_INVALID: &str = "PartiallyInvalid";
 pub const CONDITION_CONFLICTED: &str = "Conflicted";
 /// Every name of a DNSPolicy is answered.
 pub const CONDITION_SERVED: &str = "Served";
+/// Condition of a DNSPolicy: a resolver answers its names as they are published.
+pub const CONDITION_DNS_VISIBLE: &str = "DNSVisible";
 /// Ours, on routes: the members that differ from what the route asks for.
 pub const CONDITION_MEMBERS_PROGRAMMED: &str = "fairlead.dev/MembersProgrammed";
 

@@ -189,6 +189,10 @@ reasons! {
     NoPublicAddress,
     /// No member's DNS server has an address that the parent zone could name.
     NoNameServer,
+    /// A resolver does not answer the names as they are published.
+    NotVisible,
+    /// No resolver answers for the names.
+    ResolverFailed,
     // --- join
     /// The token is not known.
     TokenUnknown,

@@ -2,11 +2,12 @@
 //! reached, with and without a hub.
 //!
 //! Facts are numbered as in the plan: a what every agent answers, b by which policy, c what is left of
-//! a member that dies. Needs `dig` for a. Leaves the world as it was.
+//! a member that dies, f doors that have names, g names of the clusterset, h what the hub sees of it. Needs `dig` for a and g. Leaves the world as it was.
 
 mod answer;
-mod ask;
 mod dead;
+mod door;
+mod inside;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,9 +19,9 @@ use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::{Value, json};
 
-use self::ask::{Question, Resolver};
 use super::spine::{EAST, SOUTH, WEST, clean_up};
 use crate::{
+    ask::{Question, Resolver},
     fleet::{Fleet, program::build_programs, shop},
     report::Facts,
     wait::{self, Look},
@@ -71,6 +72,8 @@ async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     fleet.wait_live(shop::CART).await?;
     fleet.wait_settled().await?;
     answer::play(stage, facts).await?;
+    inside::play(stage, facts).await?;
+    door::play(stage, facts).await?;
     dead::play(stage, facts).await
 }
 

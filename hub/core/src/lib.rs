@@ -19,3 +19,4 @@ pub mod inventory;
 pub mod numbering;
 pub mod push;
 pub mod session;
+pub mod visible;

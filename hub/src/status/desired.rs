@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fairlead_crds::{MemberCounts, keys};
+use fairlead_hub_core::visible::{Verdict, Verdicts};
 use fairlead_model::health::MemberState;
 use fairlead_model::plan::GatewayPlan;
 use fairlead_model::policy::{BackendTarget, GlobalRoute};
@@ -18,7 +19,7 @@ use fairlead_model::{Json, MemberId, Millis, NsName, Reason, RouteKey, RouteKind
 use fairlead_planner::DnsReport;
 use fairlead_translate::ingest::hub::RouteVerdict;
 use fairlead_translate::status::{
-    DnsFacts, GatewayFacts, MemberCondition, MemberFacts, MemberSummary, changed,
+    DnsFacts, GatewayFacts, MemberCondition, MemberFacts, MemberSummary, Visible, changed,
     dns_policy_status, gateway_class_status, gateway_status, member_cluster_status, route_status,
     traffic_policy_status,
 };
@@ -36,6 +37,8 @@ pub struct Facts<'a> {
     pub members: &'a BTreeMap<MemberId, MemberNow>,
     /// The objects with their statuses.
     pub objects: &'a Objects,
+    /// Whether the world sees what DNSPolicies publish.
+    pub visible: &'a Verdicts,
     /// The clock.
     pub now: Millis,
     /// The clock as RFC 3339 text.
@@ -222,7 +225,8 @@ impl Facts<'_> {
         let verdicts = &self.current.ingested.dns_policies;
         let report = self.current.planned.as_ref().map(|planned| &planned.report.dns);
         self.each("DNSPolicy", all, |name, _, old| {
-            let found = report.and_then(|report| report.get(name)).map(dns_facts);
+            let found = report.and_then(|report| report.get(name));
+            let found = found.map(|found| dns_facts(found, self.visible.get(name)));
             Some(dns_policy_status(old, verdicts.get(name)?, found.as_ref(), self.now_text))
         });
     }
@@ -291,8 +295,14 @@ impl Facts<'_> {
     }
 }
 
-fn dns_facts(report: &DnsReport) -> DnsFacts {
+fn dns_facts(report: &DnsReport, verdict: Option<&Verdict>) -> DnsFacts {
+    let visible = verdict.map(|verdict| Visible {
+        status: verdict.visible,
+        reason: verdict.reason,
+        message: verdict.message.clone(),
+    });
     DnsFacts {
+        visible,
         names: report.names,
         refused: report.refused.clone(),
         notes: report.notes.clone(),

@@ -92,6 +92,7 @@ fn nothing_about_members_is_said_before_the_first_plan() {
         current: &current,
         members: &BTreeMap::new(),
         objects: &objects,
+        visible: &Verdicts::new(),
         now: Millis(0),
         now_text: "t",
     };

@@ -10,6 +10,7 @@
 //! ```
 
 mod choice;
+mod clusterset;
 mod geo;
 mod rate;
 
@@ -25,6 +26,7 @@ pub use geo::Geo;
 pub use rate::{Admit, Rate};
 
 use choice::SetView;
+use clusterset::Fixed;
 
 /// How long what a zone says of itself may be kept, in seconds.
 const APEX_TTL_S: u32 = 300;
@@ -42,6 +44,10 @@ pub enum Kind {
     Servers,
     /// Start of authority.
     Start,
+    /// Where a port of a service is (SRV).
+    Location,
+    /// Text.
+    Text,
     /// Everything (RFC 8482: nobody gets it).
     Any,
     /// Whatever else; no name here has it.
@@ -81,6 +87,19 @@ pub enum Data<'a> {
     Server(&'a str),
     /// SOA.
     Start(&'a Start),
+    /// SRV.
+    Location {
+        /// The lowest is tried first.
+        priority: u16,
+        /// Share among those of one priority.
+        weight: u16,
+        /// Port.
+        port: u16,
+        /// Name of the host.
+        target: &'a str,
+    },
+    /// TXT.
+    Text(&'a str),
     /// HINFO of RFC 8482.
     NoAny,
 }
@@ -136,6 +155,8 @@ enum Node {
     Server(BTreeSet<IpAddr>),
     /// A published name.
     Set(SetView),
+    /// A name whose records are always the same.
+    Fixed(Fixed),
 }
 
 impl View {
@@ -257,9 +278,27 @@ impl ZoneView {
                     .map(|ip| Record { owner: None, ttl_s: APEX_TTL_S, data: Data::Address(*ip) })
                     .collect();
             }
+            (Node::Fixed(fixed), _) => {
+                reply.answers = fixed.records(kind, seed);
+                reply.additional = self.led_to(&reply.answers);
+            }
             (Node::Empty | Node::Server(_), _) => {}
         }
         reply
+    }
+
+    /// Addresses of the hosts that an answer names, so that nobody has to ask again.
+    fn led_to<'a>(&'a self, answers: &[Record<'a>]) -> Vec<Record<'a>> {
+        let targets = answers.iter().filter_map(|record| match record.data {
+            Data::Location { target, .. } => Some(target),
+            _ => None,
+        });
+        let targets: BTreeSet<&str> = targets.collect();
+        let hosts = targets.into_iter().filter_map(|name| match self.names.get(name) {
+            Some(Node::Fixed(fixed)) => Some(fixed.glue(name)),
+            _ => None,
+        });
+        hosts.flatten().collect()
     }
 
     fn servers(&self) -> Reply<'_> {

@@ -82,6 +82,8 @@ fn text(records: &[Record<'_>]) -> Vec<String> {
             Data::Alias(name) => format!("CNAME {name}"),
             Data::Server(name) => format!("NS {name}"),
             Data::Start(start) => format!("SOA {} {}", start.server, start.serial),
+            Data::Location { port, target, .. } => format!("SRV {port} {target}"),
+            Data::Text(text) => format!("TXT {text}"),
             Data::NoAny => "HINFO".to_owned(),
         };
         format!(

@@ -7,10 +7,12 @@
 //! simulation can drive all of it. Bad input becomes an exception of one object, never an error.
 
 pub mod attribution;
+pub mod clusterset;
 pub mod diff;
 pub mod dns;
 pub mod field;
 pub mod live;
+pub mod names;
 pub mod overlay;
 pub mod own;
 pub mod probe;

@@ -235,7 +235,7 @@ fn check_slice(id: &ObjectId, content: &Json) -> Result<(), Refusal> {
 }
 
 /// A door is never on this host, nor where clouds keep their metadata services.
-fn may_be_a_door(ip: IpAddr) -> bool {
+pub(crate) fn may_be_a_door(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     let local = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),

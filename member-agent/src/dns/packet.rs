@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use fairlead_agent_core::dns::{Code, Data, Family, Kind, Record, Reply, Start, View};
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, HINFO, NS, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, HINFO, NS, SOA, SRV, TXT};
 use hickory_proto::rr::{self, DNSClass, Name, RData, RecordType};
 
 /// Largest answer over UDP: fits into every path without fragments (DNS flag day 2020).
@@ -168,6 +168,8 @@ fn kind(record_type: RecordType) -> Kind {
         RecordType::CNAME => Kind::Alias,
         RecordType::NS => Kind::Servers,
         RecordType::SOA => Kind::Start,
+        RecordType::SRV => Kind::Location,
+        RecordType::TXT => Kind::Text,
         RecordType::ANY => Kind::Any,
         _ => Kind::Other,
     }
@@ -217,6 +219,10 @@ fn record(record: &Record<'_>, asked: &Name) -> Option<rr::Record> {
         Data::Alias(name) => RData::CNAME(CNAME(wire_name(name)?)),
         Data::Server(name) => RData::NS(NS(wire_name(name)?)),
         Data::Start(start) => RData::SOA(soa(start)?),
+        Data::Location { priority, weight, port, target } => {
+            RData::SRV(SRV::new(*priority, *weight, *port, wire_name(target)?))
+        }
+        Data::Text(text) => RData::TXT(TXT::new(vec![(*text).to_owned()])),
         Data::NoAny => RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new())),
     };
     Some(rr::Record::from_rdata(owner, record.ttl_s, data))
@@ -293,3 +299,7 @@ fn label(code: ResponseCode) -> &'static str {
 #[cfg(test)]
 #[path = "packet_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "rfc8906_test.rs"]
+mod rfc8906_tests;

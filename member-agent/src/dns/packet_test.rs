@@ -1,4 +1,5 @@
-//! Messages as resolvers and attackers send them. The expectations of RFC 8906 section 8 are a table.
+//! Messages as resolvers and attackers send them. The queries of RFC 8906 are in `rfc8906_test.rs`, noise in
+//! `tests/fuzz_dns.rs`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;
@@ -10,7 +11,6 @@ use fairlead_model::dns::{
 use fairlead_model::snapshot::Address;
 use fairlead_model::{MemberId, NsName};
 use hickory_proto::op::OpCode;
-use hickory_proto::rr::rdata::opt::OPT;
 use proptest::prelude::*;
 
 use super::*;
@@ -19,7 +19,7 @@ fn name(text: &str) -> DnsName {
     DnsName::new(text).unwrap()
 }
 
-fn mk_view(answers_max: u16, addresses: u8) -> View {
+pub(super) fn mk_view(answers_max: u16, addresses: u8) -> View {
     let policy_name = NsName::new("infra", "names");
     let record = |(member, region): (&str, &str)| MemberRecord {
         member: MemberId::new(member).unwrap(),
@@ -60,7 +60,7 @@ fn mk_view(answers_max: u16, addresses: u8) -> View {
     View::new(&zones, &BTreeSet::new())
 }
 
-fn from() -> SocketAddr {
+pub(super) fn from() -> SocketAddr {
     "203.0.113.9:5300".parse().unwrap()
 }
 
@@ -95,109 +95,6 @@ fn letters_come_back_as_they_were_written() {
     assert_eq!(reply.answers[0].name.to_ascii(), "sHoP.eXample.cOM.");
     assert!(reply.metadata.authoritative && !reply.metadata.recursion_available);
     assert_eq!((reply.metadata.id, reply.answers[0].ttl), (4_711, 30));
-}
-
-#[test]
-fn the_lines_of_rfc_8906_are_answered_as_it_asks() {
-    use RecordType::{A, SOA};
-    let edns = |kind, change: fn(&mut Edns)| with_edns(query("example.com.", kind), change);
-    let mut flags = query("example.com.", SOA);
-    (flags.metadata.recursion_desired, flags.metadata.checking_disabled) = (true, true);
-    flags.metadata.authentic_data = true;
-    let unknown = EdnsOption::Unknown(100, vec![]);
-    // What is asked, code, records, whether EDNS comes back.
-    let lines: Vec<(&str, Message, ResponseCode, usize, bool)> = vec![
-        ("8.1.1 does it answer", query("example.com.", SOA), ResponseCode::NoError, 1, false),
-        (
-            "8.1.2 a type that is there",
-            query("shop.example.com.", A),
-            ResponseCode::NoError,
-            1,
-            false,
-        ),
-        (
-            "8.1.3 an unknown type",
-            query("example.com.", RecordType::Unknown(1_000)),
-            ResponseCode::NoError,
-            0,
-            false,
-        ),
-        ("8.1.3.1 CD, AD and RD", flags, ResponseCode::NoError, 1, false),
-        ("8.2.1 EDNS", edns(SOA, |_| {}), ResponseCode::NoError, 1, true),
-        (
-            "8.2.2 EDNS version 1",
-            edns(SOA, |e| {
-                e.set_version(1);
-            }),
-            ResponseCode::BADVERS,
-            0,
-            true,
-        ),
-        (
-            "8.2.5 unknown flags",
-            edns(SOA, |e| e.flags_mut().z = 0x40),
-            ResponseCode::NoError,
-            1,
-            true,
-        ),
-        (
-            "8.2.3 an unknown option",
-            with_edns(query("example.com.", SOA), |e| e.options_mut().insert(unknown.clone())),
-            ResponseCode::NoError,
-            1,
-            true,
-        ),
-        (
-            "8.2.6 version 1 and an unknown option",
-            with_edns(query("example.com.", SOA), |e| {
-                e.set_version(1);
-                e.options_mut().insert(unknown.clone());
-            }),
-            ResponseCode::BADVERS,
-            0,
-            true,
-        ),
-        (
-            "8.2.8 DO",
-            edns(SOA, |e| {
-                e.set_dnssec_ok(true);
-            }),
-            ResponseCode::NoError,
-            1,
-            true,
-        ),
-    ];
-    for (line, query, code, records, edns) in lines {
-        let reply = ask(&query);
-        // 16 has two names: BADVERS and BADSIG.
-        let said = u16::from(reply.metadata.response_code);
-        assert_eq!(said, u16::from(code), "{line}");
-        assert_eq!(reply.answers.len(), records, "{line}");
-        assert_eq!(reply.edns.is_some(), edns, "{line}");
-        assert!(!reply.metadata.authentic_data && !reply.metadata.recursion_available, "{line}");
-        if let Some(edns) = &reply.edns {
-            assert_eq!((edns.version(), edns.flags().z), (0, 0), "{line}");
-            assert_eq!(edns.options(), &OPT::new(vec![]), "{line}");
-            assert_eq!(
-                edns.flags().dnssec_ok,
-                query.edns.as_ref().unwrap().flags().dnssec_ok,
-                "{line}"
-            );
-        }
-    }
-    // 8.1.4: an opcode that nobody knows; the message behind it may be anything.
-    let mut bytes = query("example.com.", SOA).to_vec().unwrap();
-    bytes[2] |= 15 << 3;
-    let reply = respond(&mk_view(8, 1), &bytes, from(), Transport::Udp, 0).bytes.unwrap();
-    assert_eq!((reply[3] & 0x0f, (reply[2] >> 3) & 0x0f, reply.len()), (4, 15, 12));
-    // 8.1.3.1: the last reserved bit of the header.
-    let mut bytes = query("example.com.", SOA).to_vec().unwrap();
-    bytes[3] |= 0x40;
-    let reply = respond(&mk_view(8, 1), &bytes, from(), Transport::Udp, 0).bytes.unwrap();
-    assert_eq!((reply[3] & 0x40, reply[3] & 0x0f), (0, 0));
-    // 8.1.5: over TCP as over UDP.
-    let (reply, _) = exchange(&mk_view(8, 1), &query("example.com.", SOA), Transport::Tcp);
-    assert_eq!(reply.answers.len(), 1);
 }
 
 #[test]

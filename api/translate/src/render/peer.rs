@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use fairlead_crds::keys;
 use fairlead_model::bundle::Peer;
+use fairlead_model::dns::DnsName;
 use fairlead_model::plan::{MemberPlan, PeerPlan};
 use fairlead_model::snapshot::Address;
 use fairlead_model::{Json, MemberId, Reason, RouteKind};
@@ -74,13 +75,15 @@ pub(super) fn render_peers(plan: &MemberPlan, draft: &mut Draft) {
         if peer.used_from.is_empty() {
             continue;
         }
-        let (v4, v6) = split_addresses(member, peer, draft);
-        draft.put(service(member, peer, !v6.is_empty()));
-        // One slice stays even when it is empty: without any, gateways forget the Service's ports.
-        if !v4.is_empty() || v6.is_empty() {
+        let Addresses { v4, v6, has_names } = split_addresses(member, peer, draft);
+        let in_v6 = has_names || !v6.is_empty();
+        draft.put(service(member, peer, in_v6));
+        // One slice stays even when it is empty: without any, gateways forget the Service's ports. A name may
+        // stand for addresses of either family; the member's agent puts them in.
+        if has_names || !v4.is_empty() || v6.is_empty() {
             draft.put(slice(member, peer, "v4", "IPv4", &v4));
         }
-        if !v6.is_empty() {
+        if in_v6 {
             draft.put(slice(member, peer, "v6", "IPv6", &v6));
         }
         draft.put(ca(member, peer));
@@ -99,15 +102,21 @@ fn probed(peer: &PeerPlan) -> Peer {
     }
 }
 
+/// Addresses of a door.
+#[derive(Default)]
+struct Addresses {
+    v4: Vec<IpAddr>,
+    v6: Vec<IpAddr>,
+    /// There are names, too.
+    has_names: bool,
+}
+
 /// Addresses by family. What an API server would refuse is left out here, or it would refuse the
 /// whole slice and with it the good addresses.
-fn split_addresses(
-    member: &MemberId,
-    peer: &PeerPlan,
-    draft: &mut Draft,
-) -> (Vec<IpAddr>, Vec<IpAddr>) {
+fn split_addresses(member: &MemberId, peer: &PeerPlan, draft: &mut Draft) -> Addresses {
     let subject = format!("member {member}");
     let mut ips = Vec::new();
+    let mut has_names = false;
     for address in &peer.addresses {
         match address {
             Address::Ip(ip) if is_endpoint(ip) => ips.push(*ip),
@@ -116,13 +125,13 @@ fn split_addresses(
                 Reason::UnsupportedValue,
                 format!("door address {ip} is no unicast address that other clusters can reach"),
             ),
+            Address::Name(name) if DnsName::new(name).is_ok_and(|name| !name.is_wildcard()) => {
+                has_names = true;
+            }
             Address::Name(name) => draft.note(
                 &subject,
                 Reason::UnsupportedValue,
-                format!(
-                    "door address {name} is a name, which this version does not resolve; \
-                     set spec.eastWest.addresses of the MemberCluster to IP addresses"
-                ),
+                format!("door address {name} is neither an IP address nor a host name"),
             ),
         }
     }
@@ -134,7 +143,8 @@ fn split_addresses(
         );
         ips.truncate(ADDRESSES_MAX);
     }
-    ips.into_iter().partition(IpAddr::is_ipv4)
+    let (v4, v6) = ips.into_iter().partition(IpAddr::is_ipv4);
+    Addresses { v4, v6, has_names }
 }
 
 /// Addresses that the API server takes in an EndpointSlice.

@@ -22,6 +22,19 @@ pub struct DnsFacts {
     pub publisher: Option<MemberId>,
     /// Servers of its zone.
     pub servers: Vec<NameServer>,
+    /// Whether the world sees it; none = nobody looks.
+    pub visible: Option<Visible>,
+}
+
+/// Whether the world sees what is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Visible {
+    /// None = not known.
+    pub status: Option<bool>,
+    /// Why.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
 }
 
 /// Status of a DNSPolicy; without facts it acts on nothing.
@@ -38,7 +51,8 @@ pub fn dns_policy_status(
     }
     let mut wanted = vec![accepted];
     wanted.extend(facts.map(served));
-    let ours = [keys::CONDITION_ACCEPTED, keys::CONDITION_SERVED];
+    wanted.extend(facts.and_then(|facts| facts.visible.as_ref()).map(visible));
+    let ours = [keys::CONDITION_ACCEPTED, keys::CONDITION_SERVED, keys::CONDITION_DNS_VISIBLE];
     let stamp = Stamp { generation: verdict.generation, now };
     let mut status = base(existing);
     status["conditions"] = conditions(raw::list(existing, "/conditions"), &ours, wanted, stamp);
@@ -47,6 +61,15 @@ pub fn dns_policy_status(
     status["names"] = i32::try_from(facts.names).unwrap_or(i32::MAX).into();
     status["nameServers"] = facts.servers.iter().map(server).collect::<Vec<_>>().into();
     status
+}
+
+fn visible(visible: &Visible) -> Wanted {
+    let status = match visible.status {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    };
+    Wanted::new(keys::CONDITION_DNS_VISIBLE, status, visible.reason, visible.message.clone())
 }
 
 /// `ns-east.example.com 192.0.2.1 2001:db8::1`: what the parent zone has to say.
@@ -69,4 +92,34 @@ fn served(facts: &DnsFacts) -> Wanted {
         message.push_str(&format!(" and {more} more"));
     }
     Wanted::new(keys::CONDITION_SERVED, "False", first.reason, message)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_world_sees_is_a_condition_while_somebody_looks() {
+        let verdict = DnsVerdict { generation: 3, accepted: Default::default() };
+        let status = |existing: &Json, looked: Option<Option<bool>>| {
+            let visible = looked.map(|status| Visible {
+                status,
+                reason: Reason::NotVisible,
+                message: "why".to_owned(),
+            });
+            let facts = DnsFacts { names: 1, visible, ..DnsFacts::default() };
+            dns_policy_status(existing, &verdict, Some(&facts), "2026-01-01T00:00:00Z")
+        };
+        let of = |status: &Json| {
+            let conditions = status["conditions"].as_array().unwrap();
+            let found = conditions.iter().find(|c| c["type"] == keys::CONDITION_DNS_VISIBLE);
+            found.map(|c| (c["status"].as_str().unwrap().to_owned(), c["message"].clone()))
+        };
+        for (looked, said) in [(Some(true), "True"), (Some(false), "False"), (None, "Unknown")] {
+            let told = status(&Json::Null, Some(looked));
+            assert_eq!(of(&told), Some((said.to_owned(), "why".into())));
+            assert_eq!(of(&status(&told, None)), None, "nobody looks any more");
+        }
+    }
 }

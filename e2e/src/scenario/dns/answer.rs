@@ -1,6 +1,9 @@
 //! a, b: what every agent answers, and by which policy.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context, Result};
 use fairlead_crds::keys;
@@ -8,11 +11,9 @@ use hickory_proto::rr::RecordType;
 use serde_json::json;
 use tokio::process::Command;
 
-use super::{
-    MEMBERS, Stage, ZONE,
-    ask::{Question, Resolver, serial},
-};
+use super::{MEMBERS, Stage, ZONE};
 use crate::{
+    ask::{Question, Resolver, serial},
     fleet::shop,
     object::ObjectKey,
     report::{Facts, Finding, figures},
@@ -32,6 +33,7 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     stage.fleet.wait_settled().await?;
     facts.look("a1", "every agent answers dig by UDP, TCP and EDNS alike", dug(stage)).await;
     facts.look("a2", "what is not there, and what nobody gets", refused(stage)).await;
+    facts.look("a4", "the queries of RFC 8906 are answered as it asks", asked(stage)).await;
     facts.look("a3", "the policy says what is served", said(stage)).await;
     facts.look("b1", "shares of weighted answers are the weights", weighted(stage)).await;
     facts.look("b2", "geo goes by client subnet, else by the resolver", geo(stage)).await;
@@ -39,8 +41,11 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     Ok(())
 }
 
-async fn dig(stage: &Stage<'_>, member: &str, words: &str) -> Result<String> {
-    let server = stage.server(member);
+pub(super) async fn dig(stage: &Stage<'_>, member: &str, words: &str) -> Result<String> {
+    dig_at(stage.server(member), words).await
+}
+
+pub(super) async fn dig_at(server: SocketAddr, words: &str) -> Result<String> {
     let output = Command::new("dig")
         .args([&format!("@{}", server.ip()), "-p", &server.port().to_string()])
         .args(["+time=2", "+tries=1", "+norecurse"])
@@ -99,6 +104,78 @@ async fn refused(stage: &Stage<'_>) -> Result<Finding> {
     let checked = (lines.len() + 1) * MEMBERS.len();
     let found = figures([("queries", json!(checked)), ("wrong", json!(wrong))]);
     Ok(Finding::new(wrong.is_empty(), found))
+}
+
+/// The lines of section 8 as `dig` has them, what their answers must show, and what they must not.
+async fn asked(stage: &Stage<'_>) -> Result<Finding> {
+    const SOA: &[&str] = &["status: NOERROR", "flags: qr aa;", "IN\tSOA"];
+    const BADVERS: &[&str] = &["status: BADVERS", "flags: qr;", "version: 0", "OPT PSEUDO"];
+    const EDNS: &[&str] =
+        &["status: NOERROR", "flags: qr aa;", "IN\tSOA", "EDNS: version: 0", "OPT PSEUDO"];
+    const NO_EDNS: &[&str] = &["OPT PSEUDO", "MBZ"];
+    const NO_SOA: &[&str] = &["IN\tSOA", "MBZ", "OPT=100"];
+    const NO_ECHO: &[&str] = &["MBZ", "OPT=100"];
+    const NO_OPCODE: &[&str] = &["status: NOTIMP", "flags: qr;", "opcode: RESERVED15"];
+    const EMPTY: &[&str] = &["status: NOERROR", "flags: qr aa;", "ANSWER: 0"];
+    const RECURSE: &[&str] = &["status: NOERROR", "flags: qr aa rd;", "IN\tSOA"];
+    type Line = (&'static str, &'static [&'static str], &'static [&'static str]);
+    let lines: [Line; 19] = [
+        ("+noedns +noad +norec soa example.com", SOA, NO_EDNS),
+        ("+noedns +noad +norec type1000 example.com", EMPTY, NO_EDNS),
+        ("+noedns +noad +norec +cd soa example.com", SOA, NO_EDNS),
+        ("+noedns +norec +ad soa example.com", SOA, NO_EDNS),
+        ("+noedns +noad +norec +zflag soa example.com", SOA, NO_EDNS),
+        ("+noedns +noad +rec soa example.com", RECURSE, NO_EDNS),
+        ("+noedns +noad +opcode=15 +norec +header-only", NO_OPCODE, NO_SOA),
+        ("+noedns +noad +norec +tcp soa example.com", SOA, NO_EDNS),
+        ("+nocookie +edns=0 +noad +norec soa example.com", EDNS, NO_ECHO),
+        ("+nocookie +edns=1 +noednsneg +noad +norec soa example.com", BADVERS, NO_SOA),
+        ("+nocookie +edns=0 +noad +norec +ednsopt=100 soa example.com", EDNS, NO_ECHO),
+        ("+nocookie +edns=0 +noad +norec +ednsflags=0x40 soa example.com", EDNS, NO_ECHO),
+        (
+            "+nocookie +edns=1 +noednsneg +noad +norec +ednsflags=0x40 soa example.com",
+            BADVERS,
+            NO_SOA,
+        ),
+        ("+nocookie +edns=1 +noednsneg +noad +norec +ednsopt=100 soa example.com", BADVERS, NO_SOA),
+        (
+            "+norec +dnssec +bufsize=512 +ignore dnskey example.com",
+            &["status: NOERROR", "OPT PSEUDO", "version: 0"],
+            NO_ECHO,
+        ),
+        ("+nocookie +edns=0 +noad +norec +dnssec soa example.com", EDNS, NO_ECHO),
+        ("+nocookie +edns=1 +noednsneg +noad +norec +dnssec soa example.com", BADVERS, NO_SOA),
+        ("+nocookie +edns=0 +noad +norec +tcp soa example.com", EDNS, NO_ECHO),
+        (
+            "+edns=0 +noad +norec +cookie +nsid +expire +subnet=0.0.0.0/0 soa example.com",
+            EDNS,
+            NO_ECHO,
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for member in MEMBERS {
+        for (words, present, absent) in &lines {
+            let said = dig(stage, member, words).await?;
+            let said = without_question(&said);
+            let holds = present.iter().all(|part| said.contains(part))
+                && !absent.iter().any(|part| said.contains(part));
+            if !holds {
+                wrong.push(format!("{member} {words}: {said}"));
+            }
+        }
+    }
+    let checked = lines.len() * MEMBERS.len();
+    let found = figures([("queries", json!(checked)), ("wrong", json!(wrong))]);
+    Ok(Finding::new(wrong.is_empty(), found))
+}
+
+/// The question, which `dig` repeats as `;NAME`, says nothing about the answer.
+fn without_question(said: &str) -> String {
+    let is_question = |line: &&str| {
+        let rest = line.strip_prefix(';');
+        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
+    };
+    said.lines().filter(|line| !is_question(line)).collect::<Vec<_>>().join("\n")
 }
 
 async fn said(stage: &Stage<'_>) -> Result<Finding> {

@@ -5,11 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 
-use super::{
-    Stage,
-    ask::{Question, Resolver},
-};
+use super::Stage;
 use crate::{
+    ask::{Question, Resolver},
     fleet::shop,
     report::{Facts, Finding, figures, milliseconds, seconds},
     scenario::spine::{EAST, SOUTH, WEST},

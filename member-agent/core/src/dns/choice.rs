@@ -11,7 +11,7 @@ use fairlead_model::snapshot::Address;
 use super::Geo;
 
 /// Family of addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// IPv4.
     V4,

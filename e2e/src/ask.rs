@@ -20,25 +20,25 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// One question.
 #[derive(Clone, Debug)]
-pub(super) struct Question {
+pub struct Question {
     name: Name,
     kind: RecordType,
     subnet: Option<(IpAddr, u8)>,
 }
 
 impl Question {
-    pub(super) fn new(name: &str, kind: RecordType) -> Result<Self> {
+    pub fn new(name: &str, kind: RecordType) -> Result<Self> {
         let mut name = Name::from_ascii(name).with_context(|| format!("name {name}"))?;
         name.set_fqdn(true);
         Ok(Self { name, kind, subnet: None })
     }
 
-    pub(super) fn address(name: &str) -> Result<Self> {
+    pub fn address(name: &str) -> Result<Self> {
         Self::new(name, RecordType::A)
     }
 
     /// Tells the client's network.
-    pub(super) fn from(self, network: IpAddr, length: u8) -> Self {
+    pub fn from(self, network: IpAddr, length: u8) -> Self {
         Self { subnet: Some((network, length)), ..self }
     }
 
@@ -57,19 +57,19 @@ impl Question {
 }
 
 /// One socket to one server.
-pub(super) struct Resolver {
+pub struct Resolver {
     socket: UdpSocket,
     id: u16,
 }
 
 impl Resolver {
-    pub(super) async fn to(server: SocketAddr) -> Result<Self> {
+    pub async fn to(server: SocketAddr) -> Result<Self> {
         let socket = UdpSocket::bind("0.0.0.0:0").await?;
         socket.connect(server).await?;
         Ok(Self { socket, id: 0 })
     }
 
-    pub(super) async fn ask(&mut self, question: &Question) -> Result<Message> {
+    pub async fn ask(&mut self, question: &Question) -> Result<Message> {
         self.id = self.id.wrapping_add(1);
         self.socket.send(&question.message(self.id).to_vec()?).await?;
         let mut buffer = [0; 4_096];
@@ -84,7 +84,7 @@ impl Resolver {
     }
 
     /// The addresses of an answer that is no error.
-    pub(super) async fn addresses(&mut self, question: &Question) -> Result<BTreeSet<IpAddr>> {
+    pub async fn addresses(&mut self, question: &Question) -> Result<BTreeSet<IpAddr>> {
         let answer = self.ask(question).await?;
         let code = answer.metadata.response_code;
         ensure!(code == ResponseCode::NoError, "{} is answered with {code}", question.name);
@@ -93,7 +93,7 @@ impl Resolver {
 }
 
 /// The serial of a zone at a server.
-pub(super) async fn serial(server: SocketAddr, zone: &str) -> Result<u32> {
+pub async fn serial(server: SocketAddr, zone: &str) -> Result<u32> {
     let question = Question::new(zone, RecordType::SOA)?;
     let answer = Resolver::to(server).await?.ask(&question).await?;
     let soa = answer.answers.iter().find_map(|record| match &record.data {
