@@ -179,8 +179,14 @@ async fn start(
     tasks.spawn(endless(relay.clone().tell_traffic(percent, traffic_tx)));
     let known = relay.keep_known(held.clone(), overlay.clone(), snapshot.clone());
     tasks.spawn(endless(known));
-    let prober =
-        Prober { clock, peers, crossing: crossing.clone(), report: report_tx, disk: disk.clone() };
+    let prober = Prober {
+        clock,
+        peers,
+        crossing: crossing.clone(),
+        report: report_tx,
+        disk: disk.clone(),
+        metrics: metrics.probe(),
+    };
     tasks.spawn(endless(prober.run()));
     let (gone_tx, gone) = watch::channel(BTreeMap::new());
     let asker = Asker {
