@@ -185,9 +185,7 @@ impl Prometheus {
 }
 
 fn config_of(targets: &Targets, rules: &Path) -> Value {
-    let job = |name: &str, targets: &[String]| {
-        json!({"job_name": name, "static_configs": [{"targets": targets}]})
-    };
+    let job = |name: &str, targets: &[String]| json!({"job_name": name, "static_configs": [{"targets": targets}]});
     json!({
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [rules],

@@ -75,8 +75,12 @@ struct GoPin {
     tags: &'static str,
 }
 
-const ETCD: GoPin =
-    GoPin { name: "etcd", programs: &[("etcd", "go.etcd.io/etcd/server/v3")], version: None, tags: "" };
+const ETCD: GoPin = GoPin {
+    name: "etcd",
+    programs: &[("etcd", "go.etcd.io/etcd/server/v3")],
+    version: None,
+    tags: "",
+};
 
 const KUBERNETES: GoPin = GoPin {
     name: "kubernetes",
@@ -99,8 +103,12 @@ const ENVOY_GATEWAY: GoPin = GoPin {
     tags: "",
 };
 
-const HELM: GoPin =
-    GoPin { name: "helm", programs: &[("helm", "helm.sh/helm/v3/cmd/helm")], version: None, tags: "" };
+const HELM: GoPin = GoPin {
+    name: "helm",
+    programs: &[("helm", "helm.sh/helm/v3/cmd/helm")],
+    version: None,
+    tags: "",
+};
 
 /// Not among the tools of a world: it is built for those who look at traces.
 const JAEGER: GoPin = GoPin {

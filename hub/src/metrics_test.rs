@@ -71,10 +71,8 @@ fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
 fn what_a_member_says_of_its_plan_has_three_results() {
     let mut report = ApplyReport { complete: true, ..ApplyReport::default() };
     assert_eq!(Applied::of(&report), Applied::Whole);
-    let exception = fairlead_model::session::Exception {
-        reason: Reason::Forbidden,
-        message: String::new(),
-    };
+    let exception =
+        fairlead_model::session::Exception { reason: Reason::Forbidden, message: String::new() };
     let id = fairlead_model::ObjectId::new("", "v1", "Service", "a", "b");
     report.exceptions = [(id, exception.clone())].into();
     assert_eq!(Applied::of(&report), Applied::Partly);

@@ -234,7 +234,7 @@ async fn start(
         applied: applied_tx,
         overlay: overlay_tx,
         metrics: metrics.clone(),
-        tracer,
+        tracer: tracer.clone(),
     };
     tasks.spawn(endless(applier.run()));
 
@@ -262,8 +262,8 @@ async fn start(
         zone: args.zone.clone(),
         gateway_class: args.gateway_class.clone(),
     };
-    let identities =
-        Identities { secrets, hub, introduction, bootstrap_dir: args.bootstrap_dir.clone() };
+    let bootstrap_dir = args.bootstrap_dir.clone();
+    let identities = Identities { secrets, hub, introduction, bootstrap_dir, tracer };
     let identity = Identity {
         member: args.member.clone(),
         uid,

@@ -103,7 +103,7 @@ fn read<'a>(
         return Ok(());
     }
     let sample = sample(line)?;
-    let family = families.get_mut(*current).filter(|family| belongs(*current, family, &sample));
+    let family = families.get_mut(*current).filter(|family| belongs(current, family, &sample));
     let family = family.ok_or("a sample of no metric, or apart from its metric")?;
     let same = |other: &Sample<'_>| other.name == sample.name && other.labels == sample.labels;
     if family.samples.iter().any(same) {
@@ -216,22 +216,29 @@ fn is_base(word: &str) -> bool {
     }
 }
 
+/// What one series of a histogram holds.
+#[derive(Default)]
+struct Buckets {
+    counts: Vec<f64>,
+    infinite: bool,
+    all: Option<f64>,
+}
+
 /// Buckets of one series rise and end at +Inf with the count of all.
 fn of_histogram(family: &Family<'_>) -> Vec<String> {
-    let mut series: BTreeMap<Vec<(&str, &str)>, (Vec<f64>, Option<f64>, bool)> = BTreeMap::new();
+    let mut series: BTreeMap<Vec<(&str, &str)>, Buckets> = BTreeMap::new();
     for sample in &family.samples {
         let own = sample.labels.iter().filter(|(name, _)| **name != "le");
-        let entry = series.entry(own.map(|(name, value)| (*name, *value)).collect()).or_default();
+        let it = series.entry(own.map(|(name, value)| (*name, *value)).collect()).or_default();
         if sample.name.ends_with("_bucket") {
-            entry.0.push(sample.value);
-            entry.2 |= sample.labels.get("le") == Some(&"+Inf");
+            it.counts.push(sample.value);
+            it.infinite |= sample.labels.get("le") == Some(&"+Inf");
         } else if sample.name.ends_with("_count") {
-            entry.1 = Some(sample.value);
+            it.all = Some(sample.value);
         }
     }
-    let whole = |(buckets, count, infinite): &(Vec<f64>, Option<f64>, bool)| {
-        *infinite && buckets.is_sorted() && buckets.last().copied() == *count
-    };
+    let whole =
+        |it: &Buckets| it.infinite && it.counts.is_sorted() && it.counts.last().copied() == it.all;
     let bad = series.iter().filter(|(_, it)| !whole(it));
     bad.map(|(labels, _)| format!("buckets of {labels:?} do not add up")).collect()
 }

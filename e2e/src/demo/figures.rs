@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::traces::Crossing;
 use crate::load::{Outcome, Report, ratio};
 
 /// A part of the requests of one entry.
@@ -59,6 +60,8 @@ pub(super) struct Figures {
     pub(super) recovered_after_ms: Option<f64>,
     pub(super) failover: Option<Failover>,
     pub(super) hub_restart: Option<HubRestart>,
+    /// A request that crosses as a trace; none where Jaeger is not built.
+    pub(super) crossing: Option<Crossing>,
     pub(super) passed: bool,
     /// What was not as promised.
     pub(super) problems: Vec<String>,

@@ -1,6 +1,6 @@
 //! Traces: gateways send their spans to the agents, and a real Jaeger shows who answered.
 //!
-//! Facts: t0 how gateways are set up, t1 one trace with all attributes, t2 the graph of services, t3 and t4
+//! Facts: t0 how gateways are set up, t1 one trace with all attributes, t2 the graph of services, t3, t4 and t10
 //! our own traces, t5 attribution while a member dies, t6 a backend that is away, t7 to t9 metrics, rules
 //! and queries as a real Prometheus and promtool see them. Leaves the world as it was, but for the tracing of its gateways,
 //! which it takes out again, too.

@@ -135,7 +135,8 @@ impl Figures {
         let mut registry = Registry::with_prefix("fairlead_hub");
         let weights = Family::<WeightLabels, Gauge<f64, AtomicU64>>::default();
         for ((route, member), share) in &self.weights {
-            for (weight, value) in [(Weight::Asked, share.asked), (Weight::Effective, share.effective)]
+            for (weight, value) in
+                [(Weight::Asked, share.asked), (Weight::Effective, share.effective)]
             {
                 let (route, member) = (route.clone(), member.to_string());
                 weights.get_or_create(&WeightLabels { route, member, weight }).set(value);

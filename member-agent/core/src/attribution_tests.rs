@@ -185,8 +185,7 @@ fn grpc_routes_are_told_from_http_routes_of_their_name() {
         (2, "10.77.3.1:15443", "entry GRPCRoute/shop/cart 0 shop/cart-v2:80 west 1"),
     ] {
         let upstream = format!("grpcroute/shop/cart-global/rule/0/backend/{slot}");
-        let hint =
-            Hint { upstream: Some(&upstream), address: Some(address), ..Hint::default() };
+        let hint = Hint { upstream: Some(&upstream), address: Some(address), ..Hint::default() };
         assert_eq!(told(&atlas, hint), want);
     }
     let upstream = Some("httproute/shop/cart-global/rule/0/backend/0");

@@ -31,7 +31,8 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) {
     facts.look("t7", name, metrics(stage)).await;
     let name = "promtool takes the charts' rules";
     facts.look("t8", name, rules(stage)).await;
-    let name = "a Prometheus scrapes all, evaluates every alert, and answers the dashboard's queries";
+    let name =
+        "a Prometheus scrapes all, evaluates every alert, and answers the dashboard's queries";
     facts.look("t9", name, scraped(stage)).await;
 }
 
@@ -72,10 +73,10 @@ async fn rendered(stage: &Stage<'_>) -> Result<Value> {
     for chart in CHARTS {
         let mut helm = tokio::process::Command::new(&stage.fleet.world().tools().helm);
         let folder = path::repository()?.join("deploy/chart").join(chart);
-        helm.args(["template", "x"]).arg(folder).args([
-            "--set=metrics.prometheusRule.enabled=true,member=east,hub=https://hub:443",
-            "--show-only=templates/prometheusrule.yaml",
-        ]);
+        helm.arg("template").arg("x").arg(&folder);
+        helm.arg("--values").arg(folder.join("ci/default-values.yaml"));
+        helm.arg("--set=metrics.prometheusRule.enabled=true");
+        helm.arg("--show-only=templates/prometheusrule.yaml");
         let output = helm.output().await.context("starting helm")?;
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
