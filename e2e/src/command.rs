@@ -23,7 +23,7 @@ use fairlead_e2e::{
     path,
     report::{self, Facts},
     scenario::{self, Scenario},
-    tool::Toolbox,
+    tool::{self, Toolbox},
     verify,
     world::{World, WorldSpec},
 };
@@ -39,7 +39,11 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Build the pinned tools that worlds need, into the cache
-    Tools,
+    Tools {
+        /// A tool more that some scenarios look at a world with; also the demo, with jaeger
+        #[arg(long, value_enum, value_name = "TOOL")]
+        with: Vec<Extra>,
+    },
     /// Bring clusters up and down by hand
     #[command(subcommand)]
     World(WorldCommand),
@@ -184,7 +188,7 @@ fn name_and_address(text: &str) -> Result<(String, SocketAddr), String> {
 /// Runs one command line.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Tools => tools(),
+        Command::Tools { with } => tools(&with),
         Command::World(WorldCommand::Up(args)) if args.keep => keep_world(&args),
         Command::World(WorldCommand::Up(args)) => until_signal(hold_world(args)),
         Command::World(WorldCommand::List) => list_worlds(),
@@ -240,9 +244,22 @@ async fn play_demo(args: DemoArgs) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn tools() -> Result<ExitCode> {
+/// Tools that worlds do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Extra {
+    Jaeger,
+    /// With promtool.
+    Prometheus,
+}
+
+fn tools(with: &[Extra]) -> Result<ExitCode> {
     let start = Instant::now();
     let tools = Toolbox::ready()?;
+    let extra = |extra: &Extra| match extra {
+        Extra::Jaeger => tool::ensure_jaeger(),
+        Extra::Prometheus => tool::ensure_prometheus(),
+    };
+    let extras = with.iter().map(extra).collect::<Result<Vec<_>>>()?;
     println!("tools are ready ({} s):", start.elapsed().as_secs());
     for path in [
         &tools.etcd,
@@ -256,6 +273,7 @@ fn tools() -> Result<ExitCode> {
     ] {
         println!("  {}", path.display());
     }
+    extras.iter().for_each(|path| println!("  {}", path.display()));
     Ok(ExitCode::SUCCESS)
 }
 

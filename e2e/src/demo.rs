@@ -7,7 +7,7 @@
 mod figures;
 mod names;
 mod table;
-pub mod traces;
+mod traces;
 
 use std::{
     path::PathBuf,
@@ -20,6 +20,7 @@ use serde_json::json;
 use self::{
     figures::{Failover, Figures, HubRestart, problems, shares},
     table::Screen,
+    traces::Traces,
 };
 use crate::{
     fleet::{
@@ -83,10 +84,12 @@ pub async fn run(options: Options) -> Result<bool> {
     let world = World::up(WorldSpec::default()).await?;
     figures.world_s = seconds(world.took());
     let fleet = Fleet::new(&world)?;
-    join(&fleet, &mut figures).await?;
+    let traces = Traces::start_if_built(&world).await?;
+    join(&fleet, traces.as_ref(), &mut figures).await?;
     open(&fleet).await?;
     figures.ready_s = seconds(start.elapsed());
     println!("\nThe shop answers through every entry, {:.1} s after the start.", figures.ready_s);
+    show_crossing(&fleet, traces.as_ref(), &mut figures).await;
 
     let members: Vec<String> = world.members().map(|m| m.name().to_owned()).collect();
     step("A name for the shop: a DNSPolicy in the hub, and every agent answers for it");
@@ -97,7 +100,7 @@ pub async fn run(options: Options) -> Result<bool> {
     show.hub_restart(&mut figures).await?;
     let names = show.end().await?;
 
-    figures.problems = problems(&figures, &members, CATALOG_HOME);
+    figures.problems.extend(problems(&figures, &members, CATALOG_HOME));
     figures.problems.extend(names::problems(&names));
     figures.names = names;
     figures.passed = figures.problems.is_empty();
@@ -121,16 +124,38 @@ fn told(cluster: &str, ran: &Ran) {
     }
 }
 
-async fn join(fleet: &Fleet<'_>, figures: &mut Figures) -> Result<()> {
+async fn join(fleet: &Fleet<'_>, traces: Option<&Traces>, figures: &mut Figures) -> Result<()> {
     step("Installing the hub, and joining each member by the line that it prints");
-    told("hub", &fleet.init().await?);
+    let flags = traces.map(Traces::flags).unwrap_or_default();
+    told("hub", &fleet.init_with(&flags).await?);
     for member in fleet.world().members() {
         let start = Instant::now();
         println!("[hub] $ fairlead token create --member {}", member.name());
-        told(member.name(), &fleet.join(member.name()).await?);
+        let ran = match traces {
+            Some(traces) => traces.join(fleet, member.name()).await?,
+            None => fleet.join(member.name()).await?,
+        };
+        told(member.name(), &ran);
         figures.join_s.insert(member.name().to_owned(), seconds(start.elapsed()));
     }
     Ok(())
+}
+
+/// One request for what another member has, as a trace.
+async fn show_crossing(fleet: &Fleet<'_>, traces: Option<&Traces>, figures: &mut Figures) {
+    let Some(traces) = traces else {
+        println!("{}", traces::WITHOUT);
+        return;
+    };
+    step("One request that crosses, as a trace in Jaeger");
+    match traces.show_crossing(fleet, VICTIM, shop::CATALOG).await {
+        Ok(crossing) => {
+            println!("{}", crossing.line());
+            figures.problems.extend(crossing.problem(VICTIM, CATALOG_HOME));
+            figures.crossing = Some(crossing);
+        }
+        Err(error) => figures.problems.push(format!("a request is no trace: {error:#}")),
+    }
 }
 
 async fn open(fleet: &Fleet<'_>) -> Result<()> {

@@ -23,6 +23,7 @@ pub mod object;
 pub mod path;
 pub mod pki;
 pub mod process;
+pub mod prometheus;
 pub mod report;
 pub mod scenario;
 pub mod system;

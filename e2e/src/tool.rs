@@ -71,10 +71,16 @@ struct GoPin {
     programs: &'static [(&'static str, &'static str)],
     /// `-X` values; they cost a link, not a compilation.
     version: Option<(&'static str, &'static [&'static str])>,
+    /// Build tags.
+    tags: &'static str,
 }
 
-const ETCD: GoPin =
-    GoPin { name: "etcd", programs: &[("etcd", "go.etcd.io/etcd/server/v3")], version: None };
+const ETCD: GoPin = GoPin {
+    name: "etcd",
+    programs: &[("etcd", "go.etcd.io/etcd/server/v3")],
+    version: None,
+    tags: "",
+};
 
 const KUBERNETES: GoPin = GoPin {
     name: "kubernetes",
@@ -87,23 +93,46 @@ const KUBERNETES: GoPin = GoPin {
         KUBERNETES_VERSION,
         &["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"],
     )),
+    tags: "",
 };
 
 const ENVOY_GATEWAY: GoPin = GoPin {
     name: "envoy-gateway",
     programs: &[("envoy-gateway", "github.com/envoyproxy/gateway/cmd/envoy-gateway")],
     version: None,
+    tags: "",
 };
 
-const HELM: GoPin =
-    GoPin { name: "helm", programs: &[("helm", "helm.sh/helm/v3/cmd/helm")], version: None };
+const HELM: GoPin = GoPin {
+    name: "helm",
+    programs: &[("helm", "helm.sh/helm/v3/cmd/helm")],
+    version: None,
+    tags: "",
+};
 
 /// Not among the tools of a world: it is built for those who look at traces.
 const JAEGER: GoPin = GoPin {
     name: "jaeger",
     programs: &[("jaeger", "github.com/jaegertracing/jaeger/cmd/jaeger")],
     version: None,
+    tags: "",
 };
+
+/// Neither: for those who look at metrics. Without discovery in clouds it is a third of the build.
+const PROMETHEUS: GoPin = GoPin {
+    name: "prometheus",
+    programs: &[
+        ("prometheus", "github.com/prometheus/prometheus/cmd/prometheus"),
+        ("promtool", "github.com/prometheus/prometheus/cmd/promtool"),
+    ],
+    version: None,
+    tags: "remove_all_sd",
+};
+
+/// The folder with `prometheus` and `promtool`. Blocks; some minutes when cold.
+pub fn ensure_prometheus() -> Result<PathBuf> {
+    ensure_go(&PROMETHEUS)
+}
 
 /// Jaeger, for what looks at traces. Blocks; some minutes when cold.
 pub fn ensure_jaeger() -> Result<PathBuf> {
@@ -147,10 +176,13 @@ fn ensure_go(pin: &GoPin) -> Result<PathBuf> {
     for (binary, package) in pin.programs {
         key.text(binary).text(package);
     }
+    if !pin.tags.is_empty() {
+        key.text(pin.tags);
+    }
     ensure_tool(pin.name, &key.finish(), |scratch| {
         for (binary, package) in pin.programs {
             let mut build = Command::new("go");
-            build.arg("build").args(GO_FLAGS).args(["-ldflags", &ldflags, "-o"]);
+            build.arg("build").args(GO_FLAGS).args(["-tags", pin.tags, "-ldflags", &ldflags, "-o"]);
             build.arg(scratch.join(binary)).arg(package).current_dir(&dir);
             run_showing_progress(&format!("building {binary}"), build)?;
         }

@@ -23,6 +23,7 @@ use crate::clock;
 use crate::conductor::Current;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
+use crate::metrics::look::Figures;
 use crate::traffic::Traffic;
 use crate::view::Look;
 use crate::watch::{Objects, Progress};
@@ -153,7 +154,15 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-    match admin.metrics.encode() {
+    let figures = tokio::task::spawn_blocking({
+        let admin = Arc::clone(&admin);
+        // Shares of many routes take tens of milliseconds: not on a thread that serves others.
+        move || admin.look(Figures::of)
+    });
+    let Ok(figures) = figures.await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    match admin.metrics.encode(&figures) {
         Ok(text) => {
             let (kind, text) = fairlead_telemetry::metrics::negotiate(accept, text);
             ([(header::CONTENT_TYPE, kind)], text).into_response()

@@ -60,6 +60,13 @@ pub struct Rendered {
     wanted: Wanted,
 }
 
+impl Rendered {
+    /// When the change was seen that this came from.
+    pub fn caused_at(&self) -> Millis {
+        self.wanted.caused_at
+    }
+}
+
 /// The loop of decisions.
 pub struct Conductor {
     /// The hub's own objects.
@@ -202,6 +209,7 @@ impl Conductor {
         let routes = planned.decisions.len();
         let health = members.iter().map(|(id, now)| (id.clone(), now.health.clone())).collect();
         let moved = spans::moved(&carried.states, &health);
+        moved.iter().for_each(|(_, _, health)| self.metrics.count_move(health.state));
         carried.states = health.into_iter().map(|(id, health)| (id, health.state)).collect();
         if !changed.is_empty() || !moved.is_empty() {
             tracing::info!(

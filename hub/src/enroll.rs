@@ -5,7 +5,7 @@
 //! status with the reason's name in its metadata and a sentence that says what to do.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fairlead_hub_core::enroll::{Accepted, JoinRequest, Refusal, Registration, Shown, decide_join};
 use fairlead_hub_core::session::Identity;
@@ -13,6 +13,7 @@ use fairlead_model::session::PROTOCOL;
 use fairlead_model::{Millis, Reason};
 use fairlead_proto::pb;
 use fairlead_proto::pb::enrollment_server::Enrollment;
+use fairlead_telemetry::span::{TRACEPARENT, Tracer};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -22,6 +23,7 @@ use crate::identity::PeerCertificate;
 use crate::pki::{Ca, PkiError, SigningRequest, hex};
 use crate::refusal::{peer_of, status};
 use crate::registry::{NewMember, Registered, Registry, RegistryError, StoredToken, Written};
+use crate::spans::record_enrolled;
 
 /// Tries against writers that were faster: each lost try means that somebody else's join went on.
 const TRIES_MAX: usize = 5;
@@ -39,12 +41,13 @@ pub struct EnrollService {
     ca: Arc<Ca>,
     registry: Arc<dyn Registry>,
     calls: Semaphore,
+    tracer: Tracer,
 }
 
 impl EnrollService {
-    /// The calls, with this CA and registry.
-    pub fn new(ca: Arc<Ca>, registry: Arc<dyn Registry>) -> Self {
-        Self { ca, registry, calls: Semaphore::new(CALLS_MAX) }
+    /// The calls, with this CA and registry. Spans go to `tracer`.
+    pub fn new(ca: Arc<Ca>, registry: Arc<dyn Registry>, tracer: Tracer) -> Self {
+        Self { ca, registry, calls: Semaphore::new(CALLS_MAX), tracer }
     }
 
     async fn enroll_now(&self, asked: &pb::EnrollRequest) -> Result<pb::EnrollResponse, Status> {
@@ -162,8 +165,15 @@ impl Enrollment for EnrollService {
         request: Request<pb::EnrollRequest>,
     ) -> Result<Response<pb::EnrollResponse>, Status> {
         let _permit = self.calls.try_acquire().map_err(|_| busy())?;
+        let context =
+            request.metadata().get(TRACEPARENT).and_then(|it| it.to_str().ok()?.parse().ok());
+        let start = SystemTime::now();
         let asked = request.into_inner();
-        bounded(self.enroll_now(&asked)).await.map(Response::new)
+        let answer = bounded(self.enroll_now(&asked)).await?;
+        if let Some(context) = context {
+            record_enrolled(&self.tracer, context, &asked.member, &asked.cluster_uid, start);
+        }
+        Ok(Response::new(answer))
     }
 
     async fn renew(

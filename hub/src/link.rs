@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_hub_core::session::{Close, Identity, Output, Remembered, SILENCE_MS_MAX, Session};
-use fairlead_model::session::{ApplyReport, FromAgent, FromHub};
+use fairlead_model::session::{ApplyReport, BundleUpdate, FromAgent, FromHub};
 use fairlead_model::{PlanNumber, Reason};
 use fairlead_proto::convert::{AgentAssembler, hub_messages};
 use fairlead_proto::pb::enrollment_server::EnrollmentServer;
@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::clock;
 use crate::enroll::{EnrollService, check_registered};
 use crate::fleet::{Fleet, Orders};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Stage};
 use crate::record;
 use crate::refusal::{peer_of, status};
 use crate::registry::Registry;
@@ -245,11 +245,13 @@ impl SessionTask {
             End::Close(close) => {
                 let Close { reason, message } = &close;
                 tracing::info!(%member, ?address, %reason, detail = message, "ended a stream");
+                self.link.metrics.count_ended(*reason);
                 status(*reason, message)
             }
             End::Stop => Status::unavailable("the hub stops; dial again"),
             End::Lost => {
                 tracing::info!(%member, ?address, "a stream was lost");
+                self.link.metrics.count_ended(Reason::AgentLost);
                 return;
             }
         };
@@ -320,6 +322,7 @@ impl SessionTask {
                 }
                 Output::Confirmed => self.link.fleet.confirm(&self.session.identity().member),
                 Output::Applied(report) => {
+                    self.link.metrics.count_applied(&report);
                     self.tell_propagation(&report);
                     self.link.fleet.applied(&self.session.identity().member, report);
                 }
@@ -342,6 +345,14 @@ impl SessionTask {
         Ok(())
     }
 
+    /// How long it took from a change to a bundle on its way; what is only said again is no change.
+    fn tell_sent(&self, update: &BundleUpdate) {
+        if !update.delta.is_empty() {
+            let took_ms = clock::now().since(update.caused_at);
+            self.link.metrics.count_propagation(Stage::Sent, took_ms);
+        }
+    }
+
     /// How long it took from a change to a plan that is in place, once for each plan.
     fn tell_propagation(&mut self, report: &ApplyReport) {
         let member = &self.session.identity().member;
@@ -353,7 +364,8 @@ impl SessionTask {
         if let Some(wanted) = self.link.fleet.wanted(member)
             && report.written > 0
         {
-            self.link.metrics.count_propagation(clock::now().since(wanted.caused_at));
+            let took_ms = clock::now().since(wanted.caused_at);
+            self.link.metrics.count_propagation(Stage::Applied, took_ms);
         }
     }
 
@@ -404,6 +416,7 @@ impl SessionTask {
         }
         if let FromHub::Bundle(update) = message {
             self.link.metrics.count_push(update, bytes);
+            self.tell_sent(update);
             let member = &self.session.identity().member;
             let (number, parent) = (update.number, &update.trace_parent);
             record_push(&self.link.tracer, member, number, parent, start, bytes);

@@ -1,12 +1,16 @@
 //! What the hub counts.
 //!
-//! Owns every metric's name, unit and labels; labels come from closed sets or are members' names.
+//! Owns every metric's name, unit and labels; labels come from closed sets or are members' names, and
+//! global routes' in [`look`], which has a bound of its own.
+
+pub mod look;
 
 use fairlead_model::MemberId;
 use fairlead_model::health::MemberState;
-use fairlead_model::session::BundleUpdate;
+use fairlead_model::session::{ApplyReport, BundleUpdate};
 use fairlead_model::{Millis, Note, Reason};
 use fairlead_telemetry::queue::Counts;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,13 +18,19 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use self::look::Figures;
+
 /// What the hub counts.
 pub struct Metrics {
     registry: Registry,
     sessions: Gauge,
+    opened: Counter,
+    ended: Family<ReasonLabels, Counter>,
+    applies: Family<ResultLabels, Counter>,
+    moves: Family<StateLabels, Counter>,
     plans: Counter,
     plan_seconds: Histogram,
-    propagation_seconds: Histogram,
+    propagation_seconds: Family<StageLabels, Histogram>,
     pushes: Family<PushLabels, Counter>,
     push_bytes: Counter,
     held: Family<ReasonLabels, Gauge>,
@@ -55,6 +65,77 @@ impl EncodeLabelValue for Form {
         };
         name.encode(encoder)
     }
+}
+
+/// Labels of `propagation`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabels {
+    stage: Stage,
+}
+
+/// How far a change is on its way to a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Its bundle was given to the member's stream.
+    Sent,
+    /// The member has written it.
+    Applied,
+}
+
+impl EncodeLabelValue for Stage {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Sent => "sent",
+            Self::Applied => "applied",
+        };
+        name.encode(encoder)
+    }
+}
+
+/// Labels of `apply_reports`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: Applied,
+}
+
+/// What a member says became of its plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Applied {
+    /// All of it is in place.
+    Whole,
+    /// Some objects are not as planned.
+    Partly,
+    /// The member takes nothing of it.
+    Refused,
+}
+
+impl Applied {
+    const ALL: [Self; 3] = [Self::Whole, Self::Partly, Self::Refused];
+
+    fn of(report: &ApplyReport) -> Self {
+        match (&report.refused, report.exceptions.is_empty()) {
+            (Some(_), _) => Self::Refused,
+            (None, true) => Self::Whole,
+            (None, false) => Self::Partly,
+        }
+    }
+}
+
+impl EncodeLabelValue for Applied {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Whole => "whole",
+            Self::Partly => "partly",
+            Self::Refused => "refused",
+        };
+        name.encode(encoder)
+    }
+}
+
+/// Labels with a state.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
 }
 
 /// Labels with a reason.
@@ -130,11 +211,17 @@ impl Metrics {
         let mut registry = Registry::with_prefix("fairlead_hub");
         let metrics = Self {
             sessions: Gauge::default(),
+            opened: Counter::default(),
+            ended: Family::default(),
+            applies: Family::default(),
+            moves: Family::default(),
             plans: Counter::default(),
             // 100 µs to 1.6 s.
             plan_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 15)),
             // 10 ms to 80 s.
-            propagation_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
+            propagation_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.01, 2.0, 14))
+            }),
             pushes: Family::default(),
             push_bytes: Counter::default(),
             held: Family::default(),
@@ -150,12 +237,14 @@ impl Metrics {
         if let Some(counts) = backend {
             counts.register(&mut registry);
         }
-        registry.register("sessions", "Live streams of members", m.sessions.clone());
+        m.register_members(&mut registry);
         registry.register("plans", "Plans made", m.plans.clone());
         let (name, help) = ("plan_duration", "Time to read, plan and render");
         registry.register_with_unit(name, help, Unit::Seconds, m.plan_seconds.clone());
-        let (name, help) = ("propagation", "From a change to a member that has applied it");
-        registry.register_with_unit(name, help, Unit::Seconds, m.propagation_seconds.clone());
+        let help = "From a change in the hub to a member's stream (sent), and to its last write \
+                    there (applied)";
+        let propagation = m.propagation_seconds.clone();
+        registry.register_with_unit("propagation", help, Unit::Seconds, propagation);
         registry.register("pushes", "Bundles sent, by form", m.pushes.clone());
         let (name, help) = ("push", "Size of bundles sent, before compression");
         registry.register_with_unit(name, help, Unit::Bytes, m.push_bytes.clone());
@@ -164,10 +253,6 @@ impl Metrics {
             "1 while the hub does not plan, or plans only what is edited, for this reason",
             m.held.clone(),
         );
-        registry.register("member_state", "1 for the state that a member is in", m.members.clone());
-        let help = "When the newest snapshot of a member arrived, since 1970";
-        let name = "snapshot_received_timestamp";
-        registry.register_with_unit(name, help, Unit::Seconds, m.snapshots.clone());
         registry.register("alarms", "Findings that a person must act on", m.alarms.clone());
         let help = "Statuses written in the hub's API, by outcome";
         registry.register("status_writes", help, m.status_writes.clone());
@@ -180,14 +265,62 @@ impl Metrics {
         );
         Self { registry, ..metrics }
     }
+
+    /// Of members and their streams.
+    fn register_members(&self, registry: &mut Registry) {
+        registry.register("sessions", "Live streams of members", self.sessions.clone());
+        registry.register("sessions_opened", "Streams of members opened", self.opened.clone());
+        let help = "Streams of members that ended, by reason; AgentLost where no word was said";
+        registry.register("sessions_ended", help, self.ended.clone());
+        for result in Applied::ALL {
+            self.applies.get_or_create(&ResultLabels { result }).inc_by(0);
+        }
+        let help = "Reports of what became of a plan, by result";
+        registry.register("apply_reports", help, self.applies.clone());
+        for state in [MemberState::Up, MemberState::AgentLost, MemberState::Down] {
+            self.moves.get_or_create(&StateLabels { state: state_label(state) }).inc_by(0);
+        }
+        let help = "Changes of what the hub holds members for, by the new state";
+        registry.register("member_changes", help, self.moves.clone());
+        let help = "1 for the state that a member is in";
+        registry.register("member_state", help, self.members.clone());
+        let help = "When the newest snapshot of a member arrived, since 1970";
+        let name = "snapshot_received_timestamp";
+        registry.register_with_unit(name, help, Unit::Seconds, self.snapshots.clone());
+    }
 }
 
 impl Metrics {
     /// All of it, as OpenMetrics text.
-    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+    ///
+    /// # Errors
+    /// Never, writing to a string.
+    pub fn encode(&self, figures: &Figures) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        figures.encode(&mut text)?;
+        encode_eof(&mut text)?;
         Ok(text)
+    }
+
+    /// A member opened a stream.
+    pub fn count_opened(&self) {
+        self.opened.inc();
+    }
+
+    /// A stream of a member ended.
+    pub fn count_ended(&self, reason: Reason) {
+        self.ended.get_or_create(&ReasonLabels { reason: reason.as_str() }).inc();
+    }
+
+    /// A member told what became of its plan.
+    pub fn count_applied(&self, report: &ApplyReport) {
+        self.applies.get_or_create(&ResultLabels { result: Applied::of(report) }).inc();
+    }
+
+    /// A member is held for something else now.
+    pub fn count_move(&self, state: MemberState) {
+        self.moves.get_or_create(&StateLabels { state: state_label(state) }).inc();
     }
 
     /// A bundle was sent.
@@ -208,9 +341,10 @@ impl Metrics {
         self.alarms.set(i64::try_from(alarms).unwrap_or(i64::MAX));
     }
 
-    /// A member has applied a plan so long after the change that it came from.
-    pub fn count_propagation(&self, took_ms: u64) {
-        self.propagation_seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
+    /// A plan came so far, so long after the change that it came from.
+    pub fn count_propagation(&self, stage: Stage, took_ms: u64) {
+        let seconds = std::time::Duration::from_millis(took_ms).as_secs_f64();
+        self.propagation_seconds.get_or_create(&StageLabels { stage }).observe(seconds);
     }
 
     /// A status was written, or not.
@@ -271,40 +405,5 @@ impl Metrics {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_removed_member_is_not_counted_any_more() {
-        let metrics = Metrics::default();
-        let east = MemberId::new("east").unwrap();
-        metrics.set_members([(&east, MemberState::Up)], 1);
-        let line = "fairlead_hub_member_state{member=\"east\",state=\"up\"} 1";
-        assert!(metrics.encode().unwrap().contains(line));
-        metrics.set_members([], 0);
-        assert!(!metrics.encode().unwrap().contains("east"));
-    }
-
-    #[test]
-    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
-        let metrics = Metrics::new(Some(&Counts::default()));
-        // A family without a sample does not show.
-        let east = MemberId::new("east").unwrap();
-        metrics.set_members([(&east, MemberState::Up)], 1);
-        metrics.set_snapshots([(&east, Millis(1_000))]);
-        metrics.set_held(&[]);
-        metrics.count_status(Outcome::Done);
-        metrics.count_store(Outcome::Done);
-        metrics.pushes.get_or_create(&PushLabels { form: Form::Full }).inc();
-        let open = metrics.encode().unwrap();
-        for text in [
-            include_str!("../../deploy/chart/hub/alerts.yaml"),
-            include_str!("../../deploy/chart/hub/dashboard.json"),
-        ] {
-            assert!(text.contains("fairlead_hub_"));
-            let unknown = fairlead_telemetry::metrics::unknown_names(text, "fairlead_hub_", &open);
-            assert!(unknown.is_empty(), "{unknown:?}");
-        }
-    }
-}
+#[path = "metrics_test.rs"]
+mod tests;

@@ -83,6 +83,23 @@ pub fn record_push(
     tracer.record([push]);
 }
 
+/// Records that a cluster was enrolled, in the trace that its agent began. Only for joins that were
+/// accepted: strangers may call, and must not write into a backend.
+pub fn record_enrolled(
+    tracer: &Tracer,
+    context: TraceContext,
+    member: &str,
+    cluster: &str,
+    start: SystemTime,
+) {
+    let end = SystemTime::now();
+    let enroll = Done::new(context.child(), Some(context.span), "enroll", start, end)
+        .of_kind(Kind::Server)
+        .with("fairlead.member", member)
+        .with("k8s.cluster.uid", cluster);
+    tracer.record([enroll]);
+}
+
 /// Members whose state is not what it was.
 pub fn moved(
     before: &BTreeMap<MemberId, MemberState>,

@@ -28,6 +28,8 @@ use fairlead_proto::convert::{HubAssembler, agent_messages};
 use fairlead_proto::pb;
 use fairlead_proto::pb::enrollment_client::EnrollmentClient;
 use fairlead_proto::pb::fleet_client::FleetClient;
+use fairlead_telemetry::queue::{Fate, Queue};
+use fairlead_telemetry::span::{TRACEPARENT, TraceContext, Tracer};
 use rcgen::{CertificateParams, KeyPair};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
@@ -112,6 +114,7 @@ struct Port {
     ca: Arc<Ca>,
     registry: Arc<FakeRegistry>,
     fleet: Arc<Fleet>,
+    spans: Arc<Queue>,
     stop: CancellationToken,
     _dir: tempfile::TempDir,
 }
@@ -139,12 +142,14 @@ async fn mk_port() -> Port {
         epoch: 5,
         metrics: Arc::default(),
         traffic: Arc::default(),
-        tracer: fairlead_telemetry::span::Tracer::default(),
+        tracer: Tracer::default(),
         stop: stop.clone(),
     };
-    let enroll = EnrollService::new(Arc::clone(&ca), registry.clone());
+    let spans = Arc::new(Queue::new(1 << 20));
+    let tracer = Tracer::new(Some(spans.clone()), 1.0, Vec::new());
+    let enroll = EnrollService::new(Arc::clone(&ca), registry.clone(), tracer);
     tokio::spawn(link::serve(listener, tls, link, enroll));
-    Port { address, ca, registry, fleet, stop, _dir: dir }
+    Port { address, ca, registry, fleet, spans, stop, _dir: dir }
 }
 
 /// What an agent has in its own cluster.
@@ -426,6 +431,27 @@ async fn a_token_is_good_for_one_key_which_may_retry() {
     let refused = port.enroll(thief.request(&token)).await.unwrap_err();
     assert_eq!(reason(&refused), "TokenUsed");
     assert_eq!(port.registry.owners().len(), 1);
+}
+
+#[tokio::test]
+async fn an_accepted_join_is_a_part_of_its_agents_trace_and_a_refused_one_of_none() {
+    let port = mk_port().await;
+    let token = format!("abcdefgh.{}", "s".repeat(32));
+    port.registry.add_token(&token, clock::now().plus(60_000));
+    let east = Cluster::new("east", "uid-east");
+    let traced = |token: &str| {
+        let mut request = tonic::Request::new(east.request(token));
+        let context = TraceContext::root(1.0).to_string();
+        request.metadata_mut().insert(TRACEPARENT, context.parse().unwrap());
+        request
+    };
+    let mut client = EnrollmentClient::new(port.channel(None).await);
+    client.enroll(traced("nonsense")).await.unwrap_err();
+    assert_eq!(port.spans.counts().of(Fate::Taken), 0);
+    client.enroll(traced(&token)).await.unwrap();
+    assert_eq!(port.spans.counts().of(Fate::Taken), 1);
+    client.enroll(east.request(&token)).await.unwrap();
+    assert_eq!(port.spans.counts().of(Fate::Taken), 1, "nobody asked for a trace");
 }
 
 #[tokio::test]

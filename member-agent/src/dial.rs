@@ -65,6 +65,11 @@ impl std::fmt::Display for HubAddress {
 }
 
 impl HubAddress {
+    /// Its host, without port.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Reads `https://host:port`; the port defaults to 8443.
     ///
     /// # Errors

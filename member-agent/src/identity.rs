@@ -6,18 +6,21 @@
 //! Fails with an error that says what a person can do; the caller tries again.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use fairlead_crds::keys;
 use fairlead_model::session::PROTOCOL;
 use fairlead_model::{ClusterUid, MemberId, Millis};
 use fairlead_proto::pb;
 use fairlead_proto::pb::enrollment_client::EnrollmentClient;
+use fairlead_telemetry::span::{TRACEPARENT, TraceContext, Tracer};
 use tracing::info;
 
 use crate::clock::wall_now;
 use crate::dial::{self, DialError, HubAddress};
 use crate::pki::{self, CertificateFacts, PkiError};
 use crate::secret::{Data, Secrets};
+use crate::spans;
 use crate::tls::{Leaf, Trust};
 
 const SECRET_TYPE: &str = "Opaque";
@@ -99,6 +102,8 @@ pub struct Identities {
     pub introduction: Introduction,
     /// Files of the first contact.
     pub bootstrap_dir: PathBuf,
+    /// Where spans go.
+    pub tracer: Tracer,
 }
 
 impl Identities {
@@ -155,11 +160,21 @@ impl Identities {
             protocol: Some(pb::Protocol { major: PROTOCOL.major, minor: PROTOCOL.minor }),
             now_ms: wall_now().0,
         };
-        let channel = dial::dial(&self.hub, &Trust::Pin(pin), None).await?;
-        let answer = EnrollmentClient::new(channel).enroll(request).await.map_err(refused)?;
-        let answer = answer.into_inner();
-        info!(member = %member, "enrolled with the hub");
-        self.accept(answer.certificate_pem, key_pem, answer.ca_pem).await
+        let (context, start) = (self.tracer.root(), SystemTime::now());
+        let joined = async {
+            let channel = dial::dial(&self.hub, &Trust::Pin(pin), None).await?;
+            let request = traced(request, context);
+            let answer = EnrollmentClient::new(channel).enroll(request).await.map_err(refused)?;
+            let answer = answer.into_inner();
+            self.accept(answer.certificate_pem, key_pem, answer.ca_pem).await
+        };
+        let joined = joined.await;
+        let failed = joined.as_ref().err().map(ToString::to_string);
+        spans::record_join(&self.tracer, context, self.hub.host(), start, failed);
+        if joined.is_ok() {
+            info!(member = %member, trace_id = context.trace_id(), "enrolled with the hub");
+        }
+        joined
     }
 
     /// Renewal failing is no reason to stop while the certificate is still good.
@@ -210,6 +225,15 @@ impl Identities {
         let kept = self.secrets.set(keys::SECRET_AGENT_IDENTITY, SECRET_TYPE, data).await;
         kept.map_err(secret_error)
     }
+}
+
+/// A call that the hub's span of it can join.
+fn traced<T>(message: T, context: TraceContext) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    if let Ok(value) = context.to_string().parse() {
+        request.metadata_mut().insert(TRACEPARENT, value);
+    }
+    request
 }
 
 fn identity_of(data: &Data) -> Option<AgentIdentity> {

@@ -1,6 +1,7 @@
 //! The agent's metrics: one place for names, units in the names, labels from closed sets.
 
-use fairlead_model::{Millis, PlanNumber, Reason};
+use fairlead_model::health::{ProbeOutcome, Reach};
+use fairlead_model::{MemberId, Millis, PlanNumber, Reason};
 use fairlead_telemetry::queue::Counts;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -37,6 +38,7 @@ struct RelayedLabel {
 #[derive(Debug, Clone, Default)]
 pub struct RelayMetrics {
     spans: Family<RelayedLabel, Counter>,
+    unreadable: Counter,
 }
 
 impl RelayMetrics {
@@ -44,6 +46,13 @@ impl RelayMetrics {
         self.took(&Enriched::default());
         let help = "Spans received, by kind: attributed to a global route or door, other, probe";
         registry.register("relay_spans", help, self.spans.clone());
+        let help = "Requests with spans over HTTP that could not be read, or were too large";
+        registry.register("relay_requests_unreadable", help, self.unreadable.clone());
+    }
+
+    /// A request could not be read.
+    pub fn unreadable(&self) {
+        self.unreadable.inc();
     }
 
     /// A request was taken in.
@@ -54,6 +63,73 @@ impl RelayMetrics {
         add("attributed", enriched.attributed);
         add("other", enriched.spans - enriched.attributed);
         add("probe", enriched.probes);
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerLabel {
+    peer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProbeLabels {
+    peer: String,
+    outcome: &'static str,
+}
+
+/// Counters of probes. There are as many peers as are probed, [`crate::probe::PEERS_MAX`] at most.
+#[derive(Debug, Clone)]
+pub struct ProbeMetrics {
+    probes: Family<ProbeLabels, Counter>,
+    reachable: Family<PeerLabel, Gauge>,
+    seconds: Histogram,
+}
+
+impl Default for ProbeMetrics {
+    fn default() -> Self {
+        // 1 ms to 2 s: a probe may take 1 s at most.
+        let seconds = Histogram::new(exponential_buckets(0.001, 2.0, 12));
+        Self { probes: Family::default(), reachable: Family::default(), seconds }
+    }
+}
+
+const fn outcome_label(outcome: ProbeOutcome) -> &'static str {
+    match outcome {
+        ProbeOutcome::Answered => "answered",
+        ProbeOutcome::Refused => "refused",
+        ProbeOutcome::TimedOut => "timed_out",
+    }
+}
+
+impl ProbeMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let help = "Probes of peers' doors, by what came of them";
+        registry.register("probes", help, self.probes.clone());
+        let help = "1 while a peer's door is held to be reachable, 0 while it is not or not known";
+        registry.register("peer_reachable", help, self.reachable.clone());
+        let (name, help) = ("probe_duration", "How long doors took to answer probes");
+        registry.register_with_unit(name, help, Unit::Seconds, self.seconds.clone());
+    }
+
+    /// A probe of a peer's door came to an end.
+    pub fn probed(&self, peer: &MemberId, outcome: ProbeOutcome, took_ms: u64, reach: Reach) {
+        let label = ProbeLabels { peer: peer.to_string(), outcome: outcome_label(outcome) };
+        self.probes.get_or_create(&label).inc();
+        let reachable = PeerLabel { peer: peer.to_string() };
+        self.reachable.get_or_create(&reachable).set(i64::from(reach == Reach::Reachable));
+        if outcome == ProbeOutcome::Answered {
+            self.seconds.observe(std::time::Duration::from_millis(took_ms).as_secs_f64());
+        }
+    }
+
+    /// A peer is probed no more: it must not be shown as it was.
+    pub fn forget(&self, peer: &MemberId) {
+        let peer = peer.to_string();
+        self.reachable.remove(&PeerLabel { peer: peer.clone() });
+        for outcome in [ProbeOutcome::Answered, ProbeOutcome::Refused, ProbeOutcome::TimedOut] {
+            let outcome = outcome_label(outcome);
+            self.probes.remove(&ProbeLabels { peer: peer.clone(), outcome });
+        }
     }
 }
 
@@ -81,6 +157,7 @@ pub struct Metrics {
     unreachable: Gauge,
     overlay_rules: Gauge,
     relay: RelayMetrics,
+    probe: ProbeMetrics,
     dns_queries: Family<DnsOutcome, Counter>,
 }
 
@@ -151,6 +228,8 @@ impl Metrics {
         );
         let relay = RelayMetrics::default();
         relay.register(&mut registry);
+        let probe = ProbeMetrics::default();
+        probe.register(&mut registry);
         if let Some(counts) = backend {
             counts.register(&mut registry);
         }
@@ -176,6 +255,7 @@ impl Metrics {
             unreachable,
             overlay_rules,
             relay,
+            probe,
             dns_queries,
         }
     }
@@ -250,6 +330,11 @@ impl Metrics {
         self.relay.clone()
     }
 
+    /// Those of probes.
+    pub fn probe(&self) -> ProbeMetrics {
+        self.probe.clone()
+    }
+
     /// A DNS message came.
     pub fn dns_query(&self, transport: &'static str, outcome: &'static str) {
         self.dns_queries.get_or_create(&DnsOutcome { transport, outcome }).inc();
@@ -289,13 +374,58 @@ mod tests {
     }
 
     #[test]
-    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+    fn a_peer_that_is_probed_no_more_is_not_shown() {
+        let metrics = Metrics::default();
+        let probe = metrics.probe();
+        probe.probed(&peer(), ProbeOutcome::Answered, 3, Reach::Reachable);
+        probe.probed(&peer(), ProbeOutcome::TimedOut, 250, Reach::Reachable);
+        let text = metrics.text();
+        for line in [
+            "fairlead_agent_probes_total{peer=\"west\",outcome=\"answered\"} 1",
+            "fairlead_agent_probes_total{peer=\"west\",outcome=\"timed_out\"} 1",
+            "fairlead_agent_peer_reachable{peer=\"west\"} 1",
+            "fairlead_agent_probe_duration_seconds_count 1",
+        ] {
+            assert!(text.contains(line), "{line} not in\n{text}");
+        }
+        probe.forget(&peer());
+        assert!(!metrics.text().contains("west"));
+    }
+
+    fn peer() -> MemberId {
+        MemberId::new("west").expect("it is a name")
+    }
+
+    /// Every metric with a sample: a family without one does not show.
+    fn filled() -> String {
         let metrics = Metrics::new(Some(&Counts::default()));
-        // A family without a sample does not show.
         metrics.written("create");
         metrics.failed(Reason::Forbidden);
+        metrics.applied(PlanNumber::new(2, 3), 1_500, Millis(7_000));
         metrics.exceptions([Reason::Forbidden]);
-        let open = metrics.text();
+        metrics.dns_query("udp", "answered");
+        metrics.probe().probed(&peer(), ProbeOutcome::Answered, 3, Reach::Reachable);
+        metrics.text()
+    }
+
+    #[test]
+    fn promtool_would_find_nothing_to_say() {
+        let (_, text) = fairlead_telemetry::metrics::negotiate(None, filled());
+        assert_eq!(fairlead_telemetry::lint::problems(&text), Vec::<String>::new(), "{text}");
+    }
+
+    #[test]
+    fn every_metric_shows_in_the_test_of_names() {
+        let open = filled();
+        for name in fairlead_telemetry::metrics::names(&open) {
+            let sample = |line: &str| line.starts_with(&name) && !line.starts_with('#');
+            assert!(open.lines().any(sample), "{name} has no sample");
+        }
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let open = filled();
         for text in [
             include_str!("../../deploy/chart/agent/alerts.yaml"),
             include_str!("../../deploy/chart/hub/dashboard.json"),

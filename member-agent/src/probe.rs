@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::crossing::Crossing;
 use crate::disk::{Disk, Pins};
 use crate::door::{self, Answer, Connection, DoorError, Question};
+use crate::metrics::ProbeMetrics;
 use crate::tls::{self, Trust};
 
 /// An address that does not connect within that time is left for the next one.
@@ -51,6 +52,8 @@ pub struct Prober {
     pub report: watch::Sender<ProbeReport>,
     /// Pinned CAs.
     pub disk: Disk,
+    /// Counters.
+    pub metrics: ProbeMetrics,
 }
 
 /// What a running probe was started with; another peer or certificate means another probe.
@@ -125,6 +128,7 @@ impl Prober {
                 member.clone(),
                 Link::new(peer.clone(), config),
                 self.report.clone(),
+                self.metrics.clone(),
             );
             let task = tokio::spawn(task).abort_handle();
             running.insert(member.clone(), (peer.clone(), crossing.clone(), task));
@@ -153,10 +157,12 @@ async fn probe_peer(
     member: MemberId,
     mut link: Link,
     report: watch::Sender<ProbeReport>,
+    metrics: ProbeMetrics,
 ) {
     let mut hash = DefaultHasher::new();
     member.hash(&mut hash);
     let mut probe = PeerProbe::new(hash.finish(), clock.now());
+    let shown = Shown { metrics, member: &member };
     loop {
         clock.until(probe.next_deadline()).await;
         let started = clock.now();
@@ -183,12 +189,26 @@ async fn probe_peer(
                 ProbeOutcome::TimedOut
             }
         };
-        probe.on_outcome(outcome, started, clock.now());
+        let ended = clock.now();
+        probe.on_outcome(outcome, started, ended);
         let verdict = probe.verdict();
+        shown.metrics.probed(&member, outcome, ended.since(started), verdict.reach);
         if verdict.reach != before.reach {
             info!(peer = %member, reach = ?verdict.reach, "door verdict");
         }
         report.send_if_modified(|report| report.insert(member.clone(), verdict) != Some(verdict));
+    }
+}
+
+/// A peer among the metrics. It leaves with its probe, whichever way that ends.
+struct Shown<'a> {
+    metrics: ProbeMetrics,
+    member: &'a MemberId,
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.metrics.forget(self.member);
     }
 }
 

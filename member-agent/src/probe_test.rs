@@ -33,6 +33,7 @@ impl World {
             crossing: crossing_rx,
             report: report_tx,
             disk: Disk::open(dir.path()).unwrap(),
+            metrics: ProbeMetrics::default(),
         };
         tokio::spawn(prober.run());
         Self { callers, peers, crossing, report, _dir: dir }

@@ -202,6 +202,7 @@ async fn start(
         crossing: crossing.clone(),
         report: report_tx,
         disk: disk.clone(),
+        metrics: metrics.probe(),
     };
     tasks.spawn(endless(prober.run()));
     let (gone_tx, gone) = watch::channel(BTreeMap::new());
@@ -265,7 +266,7 @@ async fn start(
         applied: applied_tx,
         overlay: overlay_tx,
         metrics: metrics.clone(),
-        tracer,
+        tracer: tracer.clone(),
     };
     tasks.spawn(endless(applier.run()));
 
@@ -295,8 +296,8 @@ async fn start(
         zone: args.zone.clone(),
         gateway_class: args.gateway_class.clone(),
     };
-    let identities =
-        Identities { secrets, hub, introduction, bootstrap_dir: args.bootstrap_dir.clone() };
+    let bootstrap_dir = args.bootstrap_dir.clone();
+    let identities = Identities { secrets, hub, introduction, bootstrap_dir, tracer };
     let identity = Identity {
         member: args.member.clone(),
         uid,

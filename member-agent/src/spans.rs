@@ -25,6 +25,21 @@ pub fn trace_id(trace_parent: &str) -> String {
     trace_parent.parse().map(TraceContext::trace_id).unwrap_or_default()
 }
 
+/// Records that this cluster asked to be a member, and what came of it.
+pub fn record_join(
+    tracer: &Tracer,
+    context: TraceContext,
+    hub: &str,
+    start: SystemTime,
+    failed: Option<String>,
+) {
+    let join = Done::new(context, None, "join", start, SystemTime::now())
+        .of_kind(Kind::Client)
+        .with("server.address", hub)
+        .ended(failed);
+    tracer.record([join]);
+}
+
 /// Records that a plan was applied.
 pub fn record_applied(tracer: &Tracer, trace: TraceContext, at: Millis, report: &ApplyReport) {
     let applied =

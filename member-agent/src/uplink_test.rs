@@ -15,6 +15,7 @@ use fairlead_model::{ClusterUid, MemberId, ObjectId};
 use fairlead_proto::convert::{AgentAssembler, hub_messages};
 use fairlead_proto::pb::enrollment_server::{Enrollment, EnrollmentServer};
 use fairlead_proto::pb::fleet_server::{Fleet, FleetServer};
+use fairlead_telemetry::span::{TRACEPARENT, TraceContext, Tracer};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -107,6 +108,8 @@ impl Enrollment for TestHub {
         &self,
         request: Request<pb::EnrollRequest>,
     ) -> Result<Response<pb::EnrollResponse>, Status> {
+        let context = request.metadata().get(TRACEPARENT).unwrap().to_str().unwrap();
+        assert!(context.parse::<TraceContext>().is_ok(), "{context}");
         let asked = request.into_inner();
         assert_eq!((asked.token.as_str(), asked.region.as_str()), ("the-token", "eu"));
         let mut state = self.state.lock().unwrap();
@@ -203,6 +206,7 @@ impl TestHub {
             hub: dial::HubAddress::parse(&format!("https://127.0.0.1:{}", self.port)).unwrap(),
             introduction,
             bootstrap_dir: dir.path().to_owned(),
+            tracer: Tracer::default(),
         };
         (identities, dir)
     }

@@ -61,6 +61,11 @@ fn known(open: &str) -> BTreeSet<String> {
     kinds(open).into_iter().flat_map(of).collect()
 }
 
+/// The names of all metrics in this text, as their types have them.
+pub fn names(open: &str) -> BTreeSet<String> {
+    kinds(open).into_keys().map(str::to_owned).collect()
+}
+
 /// Names in some text (queries, rules, dashboards) that begin with `prefix` and that no metric has.
 pub fn unknown_names(text: &str, prefix: &str, open: &str) -> BTreeSet<String> {
     let known = known(open);

@@ -17,6 +17,9 @@ use prost::Message as _;
 
 use crate::queue::{Part, Queue};
 
+/// Name of the header and of the metadata that carry a context.
+pub const TRACEPARENT: &str = "traceparent";
+
 /// W3C trace context: which trace, and which span of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
@@ -144,6 +147,10 @@ pub enum Kind {
     Producer,
     /// A message taken from another process.
     Consumer,
+    /// A call to another process.
+    Client,
+    /// A call from another process.
+    Server,
 }
 
 /// Work that is over.
@@ -195,6 +202,13 @@ impl Done {
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
         self.attributes.push(attribute(key, value));
+        self
+    }
+
+    /// With the reason of its failure, if it failed.
+    #[must_use]
+    pub fn ended(mut self, failed: Option<String>) -> Self {
+        self.failed = failed;
         self
     }
 
@@ -262,6 +276,8 @@ fn encode(done: Done) -> pb::Span {
         Kind::Internal => pb::span::SpanKind::Internal,
         Kind::Producer => pb::span::SpanKind::Producer,
         Kind::Consumer => pb::span::SpanKind::Consumer,
+        Kind::Client => pb::span::SpanKind::Client,
+        Kind::Server => pb::span::SpanKind::Server,
     };
     let link = |context: TraceContext| pb::span::Link {
         trace_id: context.trace.to_be_bytes().to_vec(),

@@ -56,6 +56,7 @@ impl Kind {
             "GatewayClass" => "gatewayclasses".to_owned(),
             "NetworkPolicy" => "networkpolicies".to_owned(),
             "Ingress" => "ingresses".to_owned(),
+            "EnvoyProxy" => "envoyproxies".to_owned(),
             _ => format!("{}s", kind.to_ascii_lowercase()),
         };
         Self::new(api_version, kind, &plural, scope)

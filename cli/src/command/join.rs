@@ -18,7 +18,8 @@ use crate::command::token::Token;
 use crate::failure::Failure;
 use crate::install::gateway_api::{self, Role, Verdict};
 use crate::install::gateway_class::{Choice, choose_class};
-use crate::install::{self, AgentValues, definition, step};
+use crate::install::gateway_tracing::Asked;
+use crate::install::{self, AgentValues, definition, gateway_tracing, step};
 use crate::output;
 use crate::progress::Steps;
 use crate::yaml;
@@ -32,6 +33,7 @@ the hub never gets a kubeconfig of this cluster, and private keys stay where the
 EXAMPLES
   fairlead join --hub https://hub.example.com:8443 --token ID.SECRET --ca-hash sha256:... --member eu-1
   fairlead join ... --member eu-1 --region eu-central-1 --gateway-class envoy
+  fairlead join ... --member eu-1 --otlp-endpoint http://otel:4317 --trace-gateways=10
   fairlead join ... --member eu-1 --print > agent.yaml    # for GitOps; holds the token";
 
 /// Arguments of `join`.
@@ -62,6 +64,13 @@ pub(crate) struct JoinArgs {
     /// OTLP endpoint of your OpenTelemetry backend, as http://host:4317; see docs/guide/traces.md.
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
+    /// Let gateways of Envoy Gateway send spans to the agent, of PERCENT of the requests (1 to 100): an
+    /// EnvoyProxy of ours that the GatewayClass names. One that names another is refused.
+    #[arg(
+        long, value_name = "PERCENT", num_args = 0..=1, require_equals = true,
+        default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100)
+    )]
+    trace_gateways: Option<u8>,
     /// File with what this cluster lets the hub do (agent.yaml); see docs/guide/cli.md.
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
@@ -140,6 +149,8 @@ fn read_config(args: &JoinArgs) -> Result<Option<String>, Failure> {
 
 fn objects(home: &str, args: &JoinArgs, class: Option<&str>, config: Option<&str>) -> Vec<Json> {
     let default_image = install::default_image(keys::AGENT);
+    let percent = args.trace_gateways.filter(|percent| *percent != 100);
+    let percent = percent.map(|percent| percent.to_string());
     install::agent(&AgentValues {
         namespace: home,
         image: args.image.as_deref().unwrap_or(&default_image),
@@ -151,8 +162,13 @@ fn objects(home: &str, args: &JoinArgs, class: Option<&str>, config: Option<&str
         zone: args.zone.as_deref(),
         gateway_class: class,
         otlp_endpoint: args.otlp_endpoint.as_deref(),
+        sampling_percent: percent.as_deref(),
         config,
     })
+}
+
+fn tracing_asked<'a>(home: &'a str, args: &JoinArgs) -> Option<Asked<'a>> {
+    args.trace_gateways.map(|percent| Asked { home, percent })
 }
 
 fn print(home: &str, args: &JoinArgs, config: Option<&str>) {
@@ -161,7 +177,13 @@ fn print(home: &str, args: &JoinArgs, config: Option<&str>) {
         all.extend(definition::mcs());
     }
     all.extend(objects(home, args, args.gateway_class.as_deref(), config));
+    let tracing = tracing_asked(home, args);
+    all.extend(tracing.map(|asked| asked.proxy()));
     output::print(&yaml::write_all(&all));
+    if let Some(asked) = tracing {
+        let line = asked.patch_line();
+        Steps::for_stderr().warn(format!("the GatewayClass must name the EnvoyProxy: {line}"));
+    }
     Steps::for_stderr().warn("this holds a join token: apply it before the token expires");
 }
 
@@ -175,13 +197,20 @@ async fn join(
     steps.done(format!("API server {} answers ({})", cluster.server(), cluster.version().await?));
     let class = match standing(cluster, home, &args.member).await? {
         Standing::Joined(state) => {
-            steps.done(format!("already joined as {}: nothing to do", args.member));
+            let what = if args.trace_gateways.is_none() { ": nothing to do" } else { "" };
+            steps.done(format!("already joined as {}{what}", args.member));
+            trace_gateways(cluster, home, args, steps).await?;
             return say_connected(&state, steps);
         }
         Standing::New => check(cluster, home, args, steps).await?,
     };
+    let tracing = match tracing_asked(home, args) {
+        Some(asked) => gateway_tracing::prepare(cluster, class.as_deref(), &asked).await?,
+        None => Vec::new(),
+    };
     let objects = objects(home, args, class.as_deref(), config);
-    step::check_permissions(cluster, home, &objects).await?;
+    let all: Vec<Json> = objects.iter().chain(&tracing).cloned().collect();
+    step::check_permissions(cluster, home, &all).await?;
     steps.done("permissions suffice");
     step::refuse_helm(cluster, home, keys::AGENT).await?;
     step::ensure_namespace(cluster, home, steps).await?;
@@ -190,6 +219,9 @@ async fn join(
     cluster.delete(&config_map(), home, install::CONFIG_MAP_STATE).await?;
     let conflicts = if args.force_conflicts { Conflicts::TakeOver } else { Conflicts::Refuse };
     step::apply_all(cluster, "agent", &objects, conflicts, steps).await?;
+    if !tracing.is_empty() {
+        gateway_tracing::apply(cluster, &tracing, steps).await?;
+    }
     if args.no_wait {
         steps.say(format!(
             "see how it goes: kubectl -n {home} get configmap fairlead-agent-state -o yaml"
@@ -257,6 +289,14 @@ async fn check(
         Verdict::Tried(version) => steps.done(format!("Gateway API {version}")),
         Verdict::Untested(why) | Verdict::Refused(why) => steps.warn(why),
     }
+    find_class(cluster, args, steps).await
+}
+
+async fn find_class(
+    cluster: &Cluster,
+    args: &JoinArgs,
+    steps: Steps,
+) -> Result<Option<String>, Failure> {
     let classes = cluster.list(&gateway_class(), "", "").await?.unwrap_or_default();
     let choice = choose_class(&classes, args.gateway_class.as_deref())?;
     match &choice {
@@ -271,6 +311,28 @@ async fn check(
         Choice::Take { name, .. } => Some(name),
         Choice::None(_) => None,
     })
+}
+
+/// In a cluster that joined before: only what its gateways are told of traces.
+async fn trace_gateways(
+    cluster: &Cluster,
+    home: &str,
+    args: &JoinArgs,
+    steps: Steps,
+) -> Result<(), Failure> {
+    let Some(asked) = tracing_asked(home, args) else { return Ok(()) };
+    let class = find_class(cluster, args, steps).await?;
+    let objects = gateway_tracing::prepare(cluster, class.as_deref(), &asked).await?;
+    step::check_permissions(cluster, home, &objects).await?;
+    gateway_tracing::apply(cluster, &objects, steps).await?;
+    if asked.percent != 100 {
+        steps.warn(format!(
+            "rates in `fairlead top` are right only if the agent, too, runs with \
+             --gateway-sampling-percent={}",
+            asked.percent
+        ));
+    }
+    Ok(())
 }
 
 async fn wait_joined(
@@ -492,6 +554,30 @@ mod tests {
             Fake::new([mk_identity(), mk_state(json!({"phase": "Applied", "member": "east"}))]);
         join(&fake.cluster(), keys::NAMESPACE, &mk_args(), None, Steps::Silent).await.unwrap();
         assert_eq!(fake.writes(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn joining_again_sets_traces_of_gateways_up_alone() {
+        let fake =
+            Fake::new([mk_identity(), mk_state(json!({"phase": "Applied", "member": "east"}))]);
+        fake.put(json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
+            "metadata": {"name": "eg"},
+            "spec": {"controllerName": "gateway.envoyproxy.io/gatewayclass-controller"},
+            "status": {"conditions": [{"type": "Accepted", "status": "True"}]}}));
+        let args = args_with(&["--member", "east", "--trace-gateways"]).unwrap();
+        assert_eq!(args.trace_gateways, Some(100));
+        join(&fake.cluster(), keys::NAMESPACE, &args, None, Steps::Silent).await.unwrap();
+        assert_eq!(fake.writes(), ["apply EnvoyProxy/fairlead-tracing", "apply GatewayClass/eg"]);
+    }
+
+    #[tokio::test]
+    async fn traces_that_cannot_be_set_up_write_nothing() {
+        let fake = Fake::with_gateway_api();
+        let args = args_with(&["--member", "east", "--trace-gateways=10"]).unwrap();
+        let joined = join(&fake.cluster(), keys::NAMESPACE, &args, None, Steps::Silent).await;
+        assert!(joined.unwrap_err().for_people().contains("no GatewayClass"));
+        assert_eq!(fake.writes(), Vec::<String>::new());
+        assert!(args_with(&["--member", "east", "--trace-gateways=0"]).is_err());
     }
 
     #[tokio::test]

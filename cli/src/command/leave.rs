@@ -27,8 +27,8 @@ use crate::progress::Steps;
 
 const AFTER_HELP: &str = "\
 Removes: routes, Gateways, Services, grants, policies and Secrets that Fairlead wrote, in all
-namespaces; the agent with its roles; the client certificate on lent Gateways. Keeps: your own
-objects, Gateway API and Multi-Cluster Services definitions, ServiceExports.
+namespaces; the agent with its roles; the client certificate on lent Gateways; the EnvoyProxy of
+`join --trace-gateways` and its name on the GatewayClass. Keeps: your own objects, Gateway API and Multi-Cluster Services definitions, ServiceExports.
 
 Without --hub-kubeconfig the hub is not told: delete its MemberCluster there afterwards.
 

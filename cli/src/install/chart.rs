@@ -25,7 +25,7 @@ extraArgs: ['--otlp-endpoint=${otlp-endpoint}']
 const AGENT_VALUES: &str = "\
 member: '${member}'
 hub: '${hub}'
-extraArgs: ['--region=${region}', '--zone=${zone}', '--gateway-class=${gateway-class}', '--otlp-endpoint=${otlp-endpoint}']
+extraArgs: ['--region=${region}', '--zone=${zone}', '--gateway-class=${gateway-class}', '--otlp-endpoint=${otlp-endpoint}', '--gateway-sampling-percent=${sampling-percent}']
 bootstrap: {token: '${token}', caHash: '${ca-hash}'}
 ";
 

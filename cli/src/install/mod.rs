@@ -9,6 +9,7 @@ mod chart;
 pub(crate) mod definition;
 pub(crate) mod gateway_api;
 pub(crate) mod gateway_class;
+pub(crate) mod gateway_tracing;
 pub(crate) mod removal;
 pub(crate) mod step;
 mod template;
@@ -134,6 +135,8 @@ pub(crate) struct AgentValues<'a> {
     pub(crate) gateway_class: Option<&'a str>,
     /// OTLP endpoint of the user's backend.
     pub(crate) otlp_endpoint: Option<&'a str>,
+    /// Share of requests that its gateways trace, in percent, when it is not all.
+    pub(crate) sampling_percent: Option<&'a str>,
     /// Text of agent.yaml, when it is not the default.
     pub(crate) config: Option<&'a str>,
 }
@@ -151,6 +154,7 @@ pub(crate) fn agent(values: &AgentValues<'_>) -> Vec<Json> {
         ("zone", values.zone),
         ("gateway-class", values.gateway_class),
         ("otlp-endpoint", values.otlp_endpoint),
+        ("sampling-percent", values.sampling_percent),
         ("version", Some(VERSION)),
     ]);
     let mut objects = filled(AGENT_YAML, &filling);
@@ -282,6 +286,7 @@ mod tests {
             zone: None,
             gateway_class: None,
             otlp_endpoint: None,
+            sampling_percent: Some("10"),
             config: Some("exportPolicy: All\n"),
         };
         let objects = agent(&values);
@@ -294,6 +299,7 @@ mod tests {
             args.contains("--member=east") && args.contains("--hub=https://hub:8443"),
             "{args}"
         );
+        assert!(args.contains("--gateway-sampling-percent=10"), "{args}");
         assert!(!serde_json::to_string(&objects).unwrap().contains("${"));
         let deployment = |token| agent(&AgentValues { token, ..values.clone() }).pop();
         assert_ne!(deployment("a"), deployment("b"), "a new token does not restart the agent");

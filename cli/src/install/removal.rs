@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::cluster::{Cluster, Conflicts, Deleted, Kind};
 use crate::failure::Failure;
-use crate::install::{self, AgentValues};
+use crate::install::{self, AgentValues, gateway_tracing};
 use crate::output;
 use crate::progress::Steps;
 
@@ -57,6 +57,7 @@ pub(crate) async fn clean(
     for gateway in &gave_back {
         output::print(&format!("{gateway} given back"));
     }
+    removed += tolerate_count(gateway_tracing::remove(cluster, home).await, errors, steps)?;
     removed += sweep(cluster, home, &kinds, errors, steps).await?;
     for object in &installed {
         removed += tolerate_count(remove(cluster, object).await, errors, steps)?;
@@ -86,6 +87,7 @@ fn installed_objects(home: &str) -> Vec<Json> {
         zone: None,
         gateway_class: None,
         otlp_endpoint: None,
+        sampling_percent: None,
         config: None,
     })
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::names::Names;
+use super::traces::Crossing;
 use crate::load::{Outcome, Report, ratio};
 
 /// A part of the requests of one entry.
@@ -62,6 +63,8 @@ pub(super) struct Figures {
     pub(super) hub_restart: Option<HubRestart>,
     /// What an agent answered for the shop's name.
     pub(super) names: Names,
+    /// A request that crosses as a trace; none where Jaeger is not built.
+    pub(super) crossing: Option<Crossing>,
     pub(super) passed: bool,
     /// What was not as promised.
     pub(super) problems: Vec<String>,

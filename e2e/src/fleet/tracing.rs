@@ -1,14 +1,16 @@
-//! Gateways that send their spans to the agents, as docs/guide/traces.md tells users to do it.
+//! Gateways that send their spans to the agents, set up as people do it: `fairlead join
+//! --trace-gateways`, and where the GatewayClass has an EnvoyProxy of its own, as in these worlds, by what
+//! the refusal says to put into it.
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Empty;
 use serde_json::{Value, json};
 
-use super::shop;
+use super::{Fleet, program::Ran, shop};
 use crate::{
     echo::Answer,
     http1,
@@ -16,16 +18,49 @@ use crate::{
     world::World,
 };
 
-/// Lets the gateways of a member send their spans to its agent.
-pub async fn trace_gateways(world: &World, member: &str) -> Result<()> {
-    let mut proxy = read(world, member).await?.context("the member has no EnvoyProxy")?;
-    let wanted = parse(include_str!("../../manifests/tracing.yaml"))?;
-    let wanted = wanted.first().context("the manifest holds one object")?;
-    proxy["spec"]["telemetry"]["tracing"] = wanted["spec"]["telemetry"]["tracing"].clone();
-    write(world, member, &proxy).await
+/// What stands before the snippet in a refusal.
+const SNIPPET_AFTER: &str = "without --trace-gateways:\n";
+const ENVOY_PROXY: [&str; 2] = ["gateway.envoyproxy.io/v1alpha1", "EnvoyProxy"];
+
+/// How a member was joined.
+pub struct Joined {
+    pub ran: Ran,
+    /// What `join` said first, if it did not set the gateways up itself.
+    pub refusal: Option<String>,
 }
 
-/// Takes it back.
+/// Joins a member whose gateways trace so many percent of the requests.
+pub async fn join_traced(
+    fleet: &Fleet<'_>,
+    member: &str,
+    flags: &str,
+    percent: u8,
+) -> Result<Joined> {
+    let line = format!("{} {flags}", fleet.join_line(member).await?);
+    let ran = fleet.at(member, &format!("{line} --trace-gateways={percent}")).await?;
+    if ran.code == Some(0) {
+        return Ok(Joined { ran, refusal: None });
+    }
+    let said = ran.said().to_owned();
+    let spec = snippet(&said).with_context(|| format!("joining {member}: {said}"))?;
+    let mut proxy = read(fleet.world(), member).await?.context("the member has no EnvoyProxy")?;
+    let tracing = spec["spec"]["telemetry"]["tracing"].clone();
+    ensure!(tracing.is_object(), "the snippet says nothing of tracing: {spec}");
+    proxy["spec"]["telemetry"]["tracing"] = tracing;
+    write(fleet.world(), member, &proxy).await?;
+    // Nothing was written, so the token is as good as new.
+    let ran = fleet.at(member, &line).await?;
+    ran.clone().expect_success().with_context(|| format!("joining {member}"))?;
+    Ok(Joined { ran, refusal: Some(said) })
+}
+
+/// The YAML that a refusal ends with.
+fn snippet(said: &str) -> Option<Value> {
+    let (_, text) = said.split_once(SNIPPET_AFTER)?;
+    parse(text).ok()?.into_iter().next()
+}
+
+/// Takes tracing out of a member's gateways again.
 pub async fn untrace_gateways(world: &World, member: &str) -> Result<()> {
     let Some(mut proxy) = read(world, member).await? else { return Ok(()) };
     if let Some(telemetry) = proxy["spec"]["telemetry"].as_object_mut() {
@@ -34,9 +69,10 @@ pub async fn untrace_gateways(world: &World, member: &str) -> Result<()> {
     write(world, member, &proxy).await
 }
 
+/// The EnvoyProxy of the harness.
 async fn read(world: &World, member: &str) -> Result<Option<Value>> {
-    let namespace = "envoy-gateway-system";
-    let key = ObjectKey::new("gateway.envoyproxy.io/v1alpha1", "EnvoyProxy", namespace, "host");
+    let [api_version, kind] = ENVOY_PROXY;
+    let key = ObjectKey::new(api_version, kind, "envoy-gateway-system", "host");
     world.member(member)?.objects().get(&key).await
 }
 
@@ -74,4 +110,20 @@ pub async fn send(address: SocketAddr, path: &str) -> Sent {
     };
     let answer = asked.await.ok();
     Sent { trace, client, answer }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_ends_with_yaml() {
+        let said = "✔ GatewayClass eg\nerror: cannot: why\n  next: put this into it, and run this again \
+                    without --trace-gateways:\n        spec:\n          telemetry:\n            tracing: \
+                    {samplingRate: 1}";
+        let spec = snippet(said).unwrap();
+        assert_eq!(spec["spec"]["telemetry"]["tracing"]["samplingRate"], 1);
+        assert_eq!(snippet("error: another"), None);
+    }
 }

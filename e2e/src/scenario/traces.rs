@@ -1,17 +1,20 @@
 //! Traces: gateways send their spans to the agents, and a real Jaeger shows who answered.
 //!
-//! Facts: t1 one trace with all attributes, t2 the graph of services, t3 attribution while a member
-//! dies, t4 a backend that is away. Leaves the world as it was, but for the tracing of its gateways,
+//! Facts: t0 how gateways are set up, t1 one trace with all attributes, t2 the graph of services, t3, t4 and t10
+//! our own traces, t5 attribution while a member dies, t6 a backend that is away, t7 to t9 metrics, rules
+//! and queries as a real Prometheus and promtool see them. Leaves the world as it was, but for the tracing of its gateways,
 //! which it takes out again, too.
 
 mod backend;
 mod control;
 mod crossing;
+mod metrics;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, stream};
+use serde_json::json;
 
 use super::spine;
 use crate::{
@@ -19,10 +22,11 @@ use crate::{
         Fleet, entry,
         program::build_programs,
         shop,
-        tracing::{Sent, send, trace_gateways, untrace_gateways},
+        tracing::{Joined, Sent, join_traced, send, untrace_gateways},
     },
     jaeger::{Jaeger, Span, Trace},
-    report::Facts,
+    prometheus::Promtool,
+    report::{Facts, Finding, figures},
     tool,
     wait::{self, Look},
     world::World,
@@ -42,13 +46,15 @@ const QUESTION: usize = 100;
 struct Stage<'w> {
     fleet: Fleet<'w>,
     jaeger: Jaeger,
+    promtool: Promtool,
 }
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     tokio::task::spawn_blocking(build_programs).await??;
     let program = tokio::task::spawn_blocking(tool::ensure_jaeger).await??;
+    let promtool = Promtool::new(tokio::task::spawn_blocking(tool::ensure_prometheus).await??);
     let jaeger = Jaeger::start(world, program).await?;
-    let stage = Stage { fleet: Fleet::new(world)?, jaeger };
+    let stage = Stage { fleet: Fleet::new(world)?, jaeger, promtool };
     let told = tell(&stage, facts).await;
     let cleaned = clean_up(&stage).await.context("taking Fairlead out of the world again");
     told.and(cleaned)
@@ -57,11 +63,13 @@ pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
 async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     let fleet = &stage.fleet;
     fleet.init_with(&format!("--otlp-endpoint {}", stage.jaeger.endpoint())).await?;
+    let flags = format!("--otlp-endpoint {}", stage.jaeger.endpoint());
+    let mut joined = Vec::new();
     for member in fleet.world().members() {
-        let flags = format!("--otlp-endpoint {}", stage.jaeger.endpoint());
-        fleet.join_with(member.name(), &flags).await?;
-        trace_gateways(fleet.world(), member.name()).await?;
+        joined.push(join_traced(fleet, member.name(), &flags, 100).await?);
     }
+    let name = "join keeps its hands off a user's EnvoyProxy, and says what to put into it";
+    facts.look("t0", name, async { Ok(kept_its_hands_off(&joined)) }).await;
     fleet.open_shop(WEST).await.context("opening the shop")?;
     for path in [shop::CART, shop::CATALOG] {
         fleet.wait_live(path).await?;
@@ -69,6 +77,7 @@ async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     fleet.wait_settled().await?;
     facts.look("t1", "a request that crosses is one trace", crossing::one_trace(stage)).await;
     facts.look("t2", "the graph of services counts what crossed", crossing::graph(stage)).await;
+    metrics::play(stage, facts).await;
     control::play(stage, facts).await;
     facts
         .look("t5", "while a member dies, spans name who answered", crossing::attribution(stage))
@@ -77,6 +86,15 @@ async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
         .look("t6", "a backend that is away harms nobody and gets the rest", backend::away(stage))
         .await;
     Ok(())
+}
+
+/// Every class of these worlds names the harness's EnvoyProxy.
+fn kept_its_hands_off(joined: &[Joined]) -> Finding {
+    let refused = joined.iter().filter_map(|joined| joined.refusal.as_deref());
+    let names = |said: &&str| said.contains("EnvoyProxy envoy-gateway-system/host already");
+    let refused = refused.filter(names).count();
+    let all = joined.len();
+    Finding::new(refused == all, figures([("members", json!(all)), ("refused", json!(refused))]))
 }
 
 async fn clean_up(stage: &Stage<'_>) -> Result<()> {

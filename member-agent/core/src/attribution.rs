@@ -5,10 +5,13 @@
 //! result are bounded by the plan.
 //!
 //! ```text
-//!  Envoy    httproute/NS/ROUTE/rule/I/backend/J      position J of rule I → slot → backend, member
-//!  Traefik  httproute-NS-ROUTE-…-I-HASH@…, NS-SERVICE-http-PORT@…
+//!  Envoy    KIND/NS/ROUTE/rule/I/backend/J           position J of rule I → slot → backend, member
+//!  Traefik  KIND-NS-ROUTE-…-I-HASH@…, NS-SERVICE-http-PORT@… or …-svc-NS-SERVICE-J@…
 //!  both     address of the upstream                  a peer's door → that member, whatever the name says
 //! ```
+//!
+//! KIND is the route's in lower case: `httproute`, `grpcroute`. At doors it is `httproute` for gRPC too:
+//! a door tells services apart by a header, whatever runs over it.
 //!
 //! The address wins over the position: a span may be older than the plan, but nobody else has that
 //! peer's address.
@@ -241,7 +244,9 @@ impl Atlas {
     }
 
     fn traefik_peer(&self, service: &str) -> Option<&MemberId> {
-        let rest = service.strip_prefix(NAMESPACE)?.strip_prefix('-')?.strip_prefix(PEER_PREFIX)?;
+        // Newer versions put the router in front, and the position in place of the port.
+        let own = service.split_once("-svc-").map_or(service, |(_, own)| own);
+        let rest = own.strip_prefix(NAMESPACE)?.strip_prefix('-')?.strip_prefix(PEER_PREFIX)?;
         let (name, _) = rest.rsplit_once("-http-").or_else(|| rest.rsplit_once('-'))?;
         self.peers.iter().find(|peer| peer.as_str() == name)
     }

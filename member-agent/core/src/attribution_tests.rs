@@ -162,6 +162,41 @@ fn at_a_door_this_member_answers() {
     assert_eq!(told(&atlas(&[]), hint), "door - 0 shop/cart:80 east -");
 }
 
+/// The same bundle with its route `cart` as a GRPCRoute beside the HTTPRoute of that name.
+fn grpc_atlas() -> Atlas {
+    let mut bundle = bundle();
+    let http = ObjectId::new("gateway.networking.k8s.io", "v1", "HTTPRoute", "shop", "cart-global");
+    let mut content = bundle.objects[&http].content.clone();
+    content["kind"] = json!("GRPCRoute");
+    content["metadata"]["annotations"]["fairlead.dev/mirror-of"] = json!("GRPCRoute/shop/cart");
+    let recipe = bundle.recipes[&RuleId { object: http, rule: 0 }].clone();
+    let (id, grpc) = object(content);
+    bundle.recipes.insert(RuleId { object: id.clone(), rule: 0 }, recipe);
+    bundle.objects.insert(id, grpc);
+    Atlas::of(&member("east"), &bundle, &BTreeSet::new())
+}
+
+#[test]
+fn grpc_routes_are_told_from_http_routes_of_their_name() {
+    let atlas = grpc_atlas();
+    for (slot, address, want) in [
+        (0, "10.244.0.5:8080", "entry GRPCRoute/shop/cart 0 shop/cart:80 east 1"),
+        (1, "10.77.3.1:15443", "entry GRPCRoute/shop/cart 0 shop/cart:80 west 2"),
+        (2, "10.77.3.1:15443", "entry GRPCRoute/shop/cart 0 shop/cart-v2:80 west 1"),
+    ] {
+        let upstream = format!("grpcroute/shop/cart-global/rule/0/backend/{slot}");
+        let hint = Hint { upstream: Some(&upstream), address: Some(address), ..Hint::default() };
+        assert_eq!(told(&atlas, hint), want);
+    }
+    let upstream = Some("httproute/shop/cart-global/rule/0/backend/0");
+    let hint = Hint { upstream, address: Some("10.244.0.5:8080"), ..Hint::default() };
+    assert_eq!(told(&atlas, hint), "entry HTTPRoute/shop/cart 0 shop/cart:80 east 1");
+    let router = Some("grpcroute-shop-cart-global-gw-infra-public-ep-web-0-1a2b@kubernetesgateway");
+    let service = Some("grpcroute-x-svc-fairlead-system-member-west-1@kubernetesgateway");
+    let hint = Hint { router, service, ..Hint::default() };
+    assert_eq!(told(&atlas, hint), "entry GRPCRoute/shop/cart 0 - west -");
+}
+
 #[test]
 fn an_overlay_shows_on_the_rules_that_it_changes() {
     let upstream = Some("httproute/shop/cart-global/rule/0/backend/0");

@@ -81,7 +81,10 @@ async fn traces(
         false => Some(body),
     };
     match body.and_then(|body| ExportTraceServiceRequest::decode(body).ok()) {
-        None => StatusCode::BAD_REQUEST.into_response(),
+        None => {
+            relay.metrics.unreadable();
+            StatusCode::BAD_REQUEST.into_response()
+        }
         Some(request) => {
             relay.take(request);
             let answer = ExportTraceServiceResponse::default().encode_to_vec();

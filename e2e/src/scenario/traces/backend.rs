@@ -4,23 +4,17 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
-use http::Request;
-use http_body_util::Empty;
 use serde_json::json;
 
-use super::{EAST, Stage, entries, send_many, traces};
+use super::{EAST, Stage, entries, metrics::metrics_text, send_many, traces};
 use crate::{
     fleet::shop,
-    http1,
     load::{Entry, Load},
     report::{Finding, figures, milliseconds},
     wait::{self, Look},
 };
 
 const AWAY: Duration = Duration::from_secs(60);
-/// Where the agent shows its metrics.
-const ADMIN_PORT: u16 = 8080;
 const RATE: f64 = 100.0;
 const RESUME_LIMIT: Duration = Duration::from_secs(60);
 
@@ -83,7 +77,5 @@ fn value(metrics: &str, name: &str) -> Result<f64> {
 /// What east's agent counts.
 async fn metrics(stage: &Stage<'_>) -> Result<String> {
     let address = stage.fleet.world().member(EAST)?.local()?.pods.address;
-    let request = Request::get("/metrics").header("host", "agent").body(Empty::<Bytes>::new())?;
-    let answer = http1::send((address, ADMIN_PORT).into(), request).await?;
-    String::from_utf8(answer.into_body().to_vec()).context("metrics are text")
+    metrics_text(address).await
 }

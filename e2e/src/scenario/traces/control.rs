@@ -1,4 +1,4 @@
-//! t3, t4: our own traces, as Jaeger shows them.
+//! t3, t4, t10: our own traces, as Jaeger shows them.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -20,6 +20,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const NEWEST: usize = 20;
 
 pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) {
+    facts.look("t10", "a join is one trace: the agent's and the hub's part", join(stage)).await;
     let name = "a route change is one trace: hub, agents, the gateways' acceptance";
     facts.look("t3", name, change(stage)).await;
     facts.look("t4", "a failover is a trace that names its evidence", failover(stage)).await;
@@ -69,6 +70,24 @@ async fn change(stage: &Stage<'_>) -> Result<Finding> {
             ("spans", json!(trace.spans.len())),
             ("took_ms", json!((end.unwrap_or_default() - start) / 1_000)),
         ]),
+    ))
+}
+
+async fn join(stage: &Stage<'_>) -> Result<Finding> {
+    let service = format!("{EAST}.fairlead-agent");
+    let trace = wait::until("the trace of a join", LIMIT, || async {
+        let traces = stage.jaeger.newest(&service, "join", NEWEST).await?;
+        let mut whole = traces.into_iter().filter(|trace| trace.spans.len() > 1);
+        Ok(whole.next().map_or(Look::Not("none has two spans".to_owned()), Look::Done))
+    })
+    .await?;
+    let enroll = trace.spans.iter().find(|span| span.operation_name == "enroll");
+    let enroll = enroll.context("the hub's part is not in it")?;
+    let path = trace.path(enroll);
+    let holds = path == [service.as_str(), HUB] && enroll.text("fairlead.member") == EAST;
+    Ok(Finding::new(
+        holds,
+        figures([("path", json!(path.join(" → "))), ("spans", json!(trace.spans.len()))]),
     ))
 }
 

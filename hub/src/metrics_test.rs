@@ -1,0 +1,81 @@
+//! Names, types and labels of what the hub shows, and that alerts and dashboard ask for what there is.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use super::*;
+use fairlead_telemetry::{lint, metrics};
+
+fn text(metrics: &Metrics) -> String {
+    metrics.encode(&Figures::default()).unwrap()
+}
+
+/// Every metric with a sample: a family without one does not show.
+fn filled() -> String {
+    let metrics = Metrics::new(Some(&Counts::default()));
+    let east = MemberId::new("east").unwrap();
+    metrics.set_members([(&east, MemberState::Up)], 1);
+    metrics.set_snapshots([(&east, Millis(1_000))]);
+    metrics.set_held(&[]);
+    metrics.set_watch("HTTPRoute", true);
+    metrics.count_plan(0.01, 0);
+    metrics.count_status(Outcome::Done);
+    metrics.count_store(Outcome::Done);
+    metrics.count_propagation(Stage::Sent, 20);
+    metrics.count_propagation(Stage::Applied, 200);
+    metrics.count_opened();
+    metrics.count_ended(Reason::AgentLost);
+    metrics.pushes.get_or_create(&PushLabels { form: Form::Full }).inc();
+    metrics.encode(&look::filled()).unwrap()
+}
+
+#[test]
+fn a_removed_member_is_not_counted_any_more() {
+    let metrics = Metrics::default();
+    let east = MemberId::new("east").unwrap();
+    metrics.set_members([(&east, MemberState::Up)], 1);
+    let line = "fairlead_hub_member_state{member=\"east\",state=\"up\"} 1";
+    assert!(text(&metrics).contains(line));
+    metrics.set_members([], 0);
+    assert!(!text(&metrics).contains("east"));
+}
+
+#[test]
+fn promtool_would_find_nothing_to_say() {
+    let (_, text) = metrics::negotiate(None, filled());
+    assert_eq!(lint::problems(&text), Vec::<String>::new(), "{text}");
+}
+
+#[test]
+fn every_metric_shows_in_the_test_of_names() {
+    let open = filled();
+    for name in metrics::names(&open) {
+        let sample = |line: &str| line.starts_with(&name) && !line.starts_with('#');
+        assert!(open.lines().any(sample), "{name} has no sample");
+    }
+}
+
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+    let open = filled();
+    for text in [
+        include_str!("../../deploy/chart/hub/alerts.yaml"),
+        include_str!("../../deploy/chart/hub/dashboard.json"),
+    ] {
+        assert!(text.contains("fairlead_hub_"));
+        let unknown = metrics::unknown_names(text, "fairlead_hub_", &open);
+        assert!(unknown.is_empty(), "{unknown:?}");
+    }
+}
+
+#[test]
+fn what_a_member_says_of_its_plan_has_three_results() {
+    let mut report = ApplyReport { complete: true, ..ApplyReport::default() };
+    assert_eq!(Applied::of(&report), Applied::Whole);
+    let exception =
+        fairlead_model::session::Exception { reason: Reason::Forbidden, message: String::new() };
+    let id = fairlead_model::ObjectId::new("", "v1", "Service", "a", "b");
+    report.exceptions = [(id, exception.clone())].into();
+    assert_eq!(Applied::of(&report), Applied::Partly);
+    report.refused = Some(exception);
+    assert_eq!(Applied::of(&report), Applied::Refused);
+}
