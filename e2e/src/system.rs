@@ -3,7 +3,10 @@
 //! Owns the list of commands that the harness calls and the packages they come from. Installs
 //! only when it is root and `CI=true`; otherwise it says what to install and stops.
 
-use std::process::{Command, Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -72,6 +75,23 @@ pub fn ensure_root() -> Result<()> {
         return Ok(());
     }
     bail!("worlds of clusters need root, for network namespaces and mounts: run as root")
+}
+
+/// A full disk shows as a database that ends for no visible reason: better said before.
+pub fn ensure_room(folder: &Path, bytes: u64) -> Result<()> {
+    let disk = nix::sys::statvfs::statvfs(folder)
+        .with_context(|| format!("asking for the room at {}", folder.display()))?;
+    let free = disk.blocks_available() * disk.fragment_size();
+    if free >= bytes {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    bail!(
+        "{} MiB are free at {}, a world needs {}: remove old runs there, or what cargo built before",
+        mib(free),
+        folder.display(),
+        mib(bytes)
+    )
 }
 
 /// Whether a harmless call of a command succeeds.

@@ -118,6 +118,9 @@ pub struct World {
     took: std::time::Duration,
 }
 
+/// Databases with room for their logs, gateways with their own copies of Envoy, logs.
+const ROOM_BYTES: u64 = 2 << 30;
+
 impl World {
     /// Brings up a world; returns when every API is ready and every gateway class accepted.
     pub async fn up(spec: WorldSpec) -> Result<Self> {
@@ -127,6 +130,7 @@ impl World {
         let tools = tokio::task::spawn_blocking(Toolbox::ready).await??;
         let start = Instant::now();
         let mut world = Self::prepare(&spec, tools).await?;
+        system::ensure_room(&world.folder, ROOM_BYTES)?;
         eprintln!("world {}: starting in {}", world.run(), world.folder.display());
         let crds = tokio::task::spawn_blocking({
             let (tools, spec) = (world.tools.clone(), spec.clone());

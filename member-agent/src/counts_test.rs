@@ -16,7 +16,8 @@ struct World {
     gone: watch::Receiver<Counts>,
     peers: watch::Sender<Arc<BTreeMap<MemberId, Peer>>>,
     door: TestDoor,
-    _keep: (watch::Sender<Option<Arc<Crossing>>>, watch::Sender<Option<Arc<Snapshot>>>),
+    _crossing: watch::Sender<Option<Arc<Crossing>>>,
+    _own: watch::Sender<Option<Arc<Snapshot>>>,
 }
 
 fn east() -> MemberId {
@@ -65,7 +66,7 @@ impl World {
             gone: gone_tx,
         };
         tokio::spawn(asker.run());
-        Self { snapshot, gone, peers, door, _keep: (crossing, own) }
+        Self { snapshot, gone, peers, door, _crossing: crossing, _own: own }
     }
 
     async fn wait_gone(&mut self, is_gone: bool) {
