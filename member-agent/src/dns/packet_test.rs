@@ -192,6 +192,9 @@ fn whoever_is_sent_to_tcp_gets_no_more_than_they_sent() {
     assert!(reply.metadata.truncation && bytes.len() <= good.len());
     assert_eq!((reply.metadata.id, outcome.label), (4_711, "limited"));
     assert_eq!(truncated(&[0xff; 40]).bytes, None);
+    // The name is a pointer into the header; written out it is a byte longer.
+    let abbreviated = [0x12, 0x67, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 0x02, 0, 16, 0, 1];
+    assert_eq!(truncated(&abbreviated).bytes.map(|bytes| bytes.len()), Some(12));
 }
 
 proptest! {
