@@ -61,7 +61,7 @@ fn every_door_has_witnesses_that_it_answers() {
     let mut input = mk_input();
     let south = snapshot_of(input.members.get_mut(&id("south")).unwrap());
     south.door.knock = fairlead_model::snapshot::Knock::StrangerLetIn;
-    let plans = fairlead_planner::plan(&input).plans;
+    let plans = plan(&input).plans;
     assert!(plans.values().all(|plan| !plan.peers.contains_key(&id("south"))));
 }
 
