@@ -15,10 +15,7 @@ pub const WITNESSES_MAX: usize = 5;
 pub type Region = Option<String>;
 
 /// The members that shall watch `subject`'s door, of all `members` and their regions.
-pub(crate) fn assign(
-    subject: &MemberId,
-    members: &BTreeMap<MemberId, Region>,
-) -> BTreeSet<MemberId> {
+pub fn assign(subject: &MemberId, members: &BTreeMap<MemberId, Region>) -> BTreeSet<MemberId> {
     let others = members.iter().filter(|(id, _)| *id != subject);
     let chosen = choose(subject, others.map(|(id, region)| (id, region.as_deref())));
     chosen.into_iter().cloned().collect()
