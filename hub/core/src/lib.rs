@@ -20,3 +20,4 @@ pub mod numbering;
 pub mod push;
 pub mod session;
 pub mod visible;
+pub mod witness;

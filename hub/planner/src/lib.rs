@@ -32,7 +32,6 @@ mod slots;
 mod stability;
 mod tiers;
 mod weights;
-pub mod witness;
 mod zones;
 
 #[cfg(test)]

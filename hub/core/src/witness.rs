@@ -22,7 +22,7 @@ pub fn assign(subject: &MemberId, members: &BTreeMap<MemberId, Region>) -> BTree
 }
 
 /// The witnesses that count among these: the best of each region first, then the second of each.
-pub fn choose<'a>(
+pub(crate) fn choose<'a>(
     subject: &MemberId,
     among: impl Iterator<Item = (&'a MemberId, Option<&'a str>)>,
 ) -> Vec<&'a MemberId> {
