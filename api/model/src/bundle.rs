@@ -19,7 +19,8 @@ pub struct Bundle {
     pub objects: BTreeMap<ObjectId, BundleObject>,
     /// Recipes of the rules whose weights an agent may change.
     pub recipes: BTreeMap<RuleId, Recipe>,
-    /// Doors of other members to probe: those that the routes lead to, and any that are only watched.
+    /// Doors of other members to probe: those that the routes lead to, and those that this member
+    /// watches for the fleet.
     pub peers: BTreeMap<MemberId, Peer>,
     /// Zones to answer for.
     pub zones: Zones,

@@ -21,9 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_model::health::{ApiServer, MemberHealth, MemberState, PeerReach, ProbeReport, Reach};
 use fairlead_model::{MemberId, Millis};
+use fairlead_planner::witness::{self, Region};
 
 use crate::hold::Sight;
-use crate::witness::{self, Region};
 
 /// How long two witnesses must agree. Short: their own verdicts are settled already, and traffic has
 /// left by the agents' overlays before the hub judges.

@@ -20,4 +20,3 @@ pub mod numbering;
 pub mod push;
 pub mod session;
 pub mod visible;
-pub mod witness;

@@ -112,6 +112,12 @@ impl Member<'_> {
         self.counts.and_then(|services| services.get(service)).copied().unwrap_or_default()
     }
 
+    /// Where it is: as the hub says, else as it says itself.
+    pub(crate) fn region(&self) -> Option<String> {
+        let said = || self.snapshot.as_ref()?.cluster.region.clone();
+        self.spec.region.clone().or_else(said)
+    }
+
     /// Its reports are older than that.
     pub(crate) fn is_stale(&self, now: Millis, seconds: u32) -> bool {
         self.may_go_stale() && self.stale_at(seconds) <= now

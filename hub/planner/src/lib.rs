@@ -32,6 +32,7 @@ mod slots;
 mod stability;
 mod tiers;
 mod weights;
+pub mod witness;
 mod zones;
 
 #[cfg(test)]

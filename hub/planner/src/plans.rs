@@ -10,12 +10,17 @@ use fairlead_model::plan::{
 };
 use fairlead_model::{MemberId, RouteKey};
 
+use crate::Answer;
 use crate::check::Decisions;
-use crate::doors::door_port;
+use crate::doors::{Door, door_port};
 use crate::fleet::{Fleet, Member};
 use crate::gateways::LocalGateways;
 use crate::memory::DoorMemory;
+use crate::witness;
 use crate::zones::Dns;
+
+/// Doors that a member is asked to probe, those of its routes included: more, and it is no witness.
+const DOORS_PROBED_MAX: usize = 64;
 
 /// What leads to a member's door.
 #[derive(Default)]
@@ -59,6 +64,7 @@ pub(crate) fn assemble(
         plan.following = following(fleet, member, &plan);
         plans.insert(id.clone(), plan);
     }
+    add_witnesses(fleet, &mut plans, &mut callers);
     for (id, member) in &fleet.members {
         let Some(plan) = plans.get_mut(id) else { continue };
         plan.door = door(fleet, id, member, callers.remove(id).unwrap_or_default());
@@ -79,6 +85,34 @@ fn following(fleet: &Fleet<'_>, member: &Member<'_>, plan: &MemberPlan) -> Vec<F
         fits: snapshot.cluster.kinds.contains(&follower.group_version_kind()),
     };
     fleet.policy.followers.iter().filter(concerns).map(planned).collect()
+}
+
+/// Lets witnesses watch the doors that their own routes do not use, as far as a member can be asked to.
+fn add_witnesses(
+    fleet: &Fleet<'_>,
+    plans: &mut BTreeMap<MemberId, MemberPlan>,
+    callers: &mut BTreeMap<MemberId, Callers>,
+) {
+    let region = |(id, member): (&MemberId, &Member<'_>)| (id.clone(), member.region());
+    let able = fleet.members.iter().filter(|(id, _)| plans.contains_key(*id));
+    let members: BTreeMap<MemberId, witness::Region> = able.map(region).collect();
+    for subject in members.keys() {
+        let door = fleet.members.get(subject).map(|member| member.door);
+        let Some(Door { answer, facts: Some(facts), .. }) = door else { continue };
+        // A door that may not be used proves nothing about its member, least of all at an address
+        // that is another one's.
+        if matches!(answer, Answer::No(_)) {
+            continue;
+        }
+        for id in witness::assign(subject, &members) {
+            let Some(plan) = plans.get_mut(&id) else { continue };
+            if plan.peers.contains_key(subject) || plan.peers.len() >= DOORS_PROBED_MAX {
+                continue;
+            }
+            plan.peers.insert(subject.clone(), peer(facts));
+            callers.entry(subject.clone()).or_default().members.insert(id);
+        }
+    }
 }
 
 /// A member as others see it; used from nowhere yet.

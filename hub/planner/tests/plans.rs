@@ -49,6 +49,23 @@ fn an_entry_knows_the_peers_that_it_uses() {
 }
 
 #[test]
+fn every_door_has_witnesses_that_it_answers() {
+    let plans = plan(&mk_input()).plans;
+    for (subject, plan) in &plans {
+        for (witness, watcher) in plans.iter().filter(|(id, _)| *id != subject) {
+            assert!(watcher.peers.contains_key(subject), "{witness} watches {subject}");
+            assert!(plan.door.as_ref().unwrap().callers.contains_key(witness));
+        }
+    }
+    // A door that lets strangers in proves nothing.
+    let mut input = mk_input();
+    let south = snapshot_of(input.members.get_mut(&id("south")).unwrap());
+    south.door.knock = fairlead_model::snapshot::Knock::StrangerLetIn;
+    let plans = plan(&input).plans;
+    assert!(plans.values().all(|plan| !plan.peers.contains_key(&id("south"))));
+}
+
+#[test]
 fn a_door_opens_to_its_callers_for_the_services_that_they_use() {
     let plans = plan(&mk_input()).plans;
     let door = plans[&id("west")].door.as_ref().unwrap();

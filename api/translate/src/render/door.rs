@@ -49,9 +49,7 @@ fn gateway(door: &DoorPlan) -> Json {
         "metadata": mirrorless_metadata(keys::EAST_WEST_GATEWAY),
         "spec": {
             "gatewayClassName": door.class,
-            "tls": {"frontend": {"default": {"validation": {"caCertificateRefs": [
-                {"group": "", "kind": "ConfigMap", "name": keys::CONFIG_MAP_EAST_WEST_CALLERS},
-            ]}}}},
+            "tls": {"frontend": {"default": {"validation": {"caCertificateRefs": callers_ref()}}}},
             "listeners": [{
                 "name": keys::EAST_WEST_LISTENER_HTTPS,
                 "port": door.port,
@@ -71,8 +69,15 @@ fn gateway(door: &DoorPlan) -> Json {
     })
 }
 
+fn callers_ref() -> Json {
+    json!([{"group": "", "kind": "ConfigMap", "name": keys::CONFIG_MAP_EAST_WEST_CALLERS}])
+}
+
 /// Callers have shown a member's certificate, so what they say of their client is true; without this the
 /// service would be told the address of the entry's gateway, and that the client came by TLS.
+///
+/// It names the callers' CAs a second time, since Envoy Gateway looks again at a ConfigMap that a policy
+/// of its own names, but not at one that only a Gateway names: a caller would come and go unnoticed.
 fn trust() -> Json {
     json!({
         "apiVersion": "gateway.envoyproxy.io/v1alpha1",
@@ -81,6 +86,7 @@ fn trust() -> Json {
         "spec": {
             "targetRefs": [{"group": keys::GATEWAY_GROUP, "kind": "Gateway", "name": keys::EAST_WEST_GATEWAY}],
             "clientIPDetection": {"xForwardedFor": {"numTrustedHops": 1}},
+            "tls": {"clientValidation": {"caCertificateRefs": callers_ref()}},
         },
     })
 }

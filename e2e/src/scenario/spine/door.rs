@@ -21,7 +21,7 @@ use crate::{
     },
     object::ObjectKey,
     pki::{Authority, Leaf, Side},
-    report::{Facts, Finding, figures, seconds},
+    report::{Facts, Finding, Holds, figures, seconds},
     tls::{self, Knock},
     wait::{self, Look},
 };
@@ -81,7 +81,7 @@ async fn probe_first(stage: &Stage<'_>) -> Result<Finding> {
 }
 
 /// One member's door as a certain peer sees it.
-struct Door {
+pub(super) struct Door {
     address: SocketAddr,
     name: String,
     ca_pem: String,
@@ -90,7 +90,7 @@ struct Door {
 }
 
 impl Door {
-    async fn of(stage: &Stage<'_>, target: &str, caller: &str) -> Result<Self> {
+    pub(super) async fn of(stage: &Stage<'_>, target: &str, caller: &str) -> Result<Self> {
         let world = stage.fleet.world();
         let (target_cluster, caller_cluster) = (world.member(target)?, world.member(caller)?);
         let uid = cluster_uid(target_cluster).await?;
@@ -113,6 +113,20 @@ impl Door {
         let knock =
             Knock { address: self.address, name: &self.name, ca_pem: &self.ca_pem, certificate };
         Ok(knock.request(request).await?.status().as_u16())
+    }
+
+    /// Waits until the peer is not let in any more, with a capability that still counts.
+    pub(super) async fn wait_refused(&self) -> Result<Finding> {
+        wait::until("the peer to be refused by TLS", super::ACT_LIMIT, || async {
+            let finding = refused_by_tls(self.knock(Some(&self.peer), &self.capability).await);
+            let refused = finding.holds == Holds::Yes;
+            Ok(if refused {
+                Look::Done(finding)
+            } else {
+                Look::Not(format!("{:?}", finding.figures))
+            })
+        })
+        .await
     }
 
     async fn peer(&self) -> Result<Finding> {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::json;
 
-use super::{ACT_LIMIT, SOUTH, Stage, WEST};
+use super::{ACT_LIMIT, SOUTH, Stage, WEST, door::Door};
 use crate::{
     fleet::{dump::Dump, shop},
     object::ObjectKey,
@@ -14,9 +14,12 @@ use crate::{
 };
 
 pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
+    let door = Door::of(stage, WEST, SOUTH).await.context("finding west's door")?;
     let name = "`fairlead leave` removes every object of ours and only those";
     facts.look("a13", name, leave(stage)).await;
-    facts.look("a14", "a cluster that left can join again", come_back(stage)).await;
+    let name = "the gateway of a member that left is refused by the others' doors";
+    facts.look("a14", name, door.wait_refused()).await;
+    facts.look("a15", "a cluster that left can join again", come_back(stage)).await;
     Ok(())
 }
 

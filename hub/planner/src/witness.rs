@@ -15,14 +15,17 @@ pub const WITNESSES_MAX: usize = 5;
 pub type Region = Option<String>;
 
 /// The members that shall watch `subject`'s door, of all `members` and their regions.
-pub fn assign(subject: &MemberId, members: &BTreeMap<MemberId, Region>) -> BTreeSet<MemberId> {
+pub(crate) fn assign(
+    subject: &MemberId,
+    members: &BTreeMap<MemberId, Region>,
+) -> BTreeSet<MemberId> {
     let others = members.iter().filter(|(id, _)| *id != subject);
     let chosen = choose(subject, others.map(|(id, region)| (id, region.as_deref())));
     chosen.into_iter().cloned().collect()
 }
 
 /// The witnesses that count among these: the best of each region first, then the second of each.
-pub(crate) fn choose<'a>(
+pub fn choose<'a>(
     subject: &MemberId,
     among: impl Iterator<Item = (&'a MemberId, Option<&'a str>)>,
 ) -> Vec<&'a MemberId> {
