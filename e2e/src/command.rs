@@ -23,6 +23,7 @@ use fairlead_e2e::{
     path,
     report::{self, Facts},
     scenario::{self, Scenario},
+    storage,
     tool::{self, Toolbox},
     verify,
     world::{World, WorldSpec},
@@ -76,6 +77,9 @@ enum Command {
     /// Start one program in a namespace; the harness calls itself so
     #[command(hide = true)]
     Launch { spec: String },
+    /// Write to a store until killed; the harness calls itself so
+    #[command(hide = true)]
+    StoreWriter(storage::StoreArgs),
 }
 
 #[derive(Subcommand)]
@@ -206,6 +210,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Verify { steps } => until_signal(verify_all(steps)),
         Command::Echo(args) => until_signal(echo(args)),
         Command::Load(args) => runtime()?.block_on(send_load(args)),
+        Command::StoreWriter(args) => storage::write_for_ever(&args),
         Command::Launch { spec } => {
             let spec = serde_json::from_str(&spec).context("reading what to launch")?;
             match launch::become_program(&spec)? {}

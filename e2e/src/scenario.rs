@@ -9,8 +9,10 @@ mod dns;
 mod failover;
 mod harness;
 mod policy;
+mod replicas;
 mod routes;
 mod spine;
+mod store;
 mod traces;
 
 use anyhow::Result;
@@ -113,6 +115,20 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(dns::run(world, facts)),
+    },
+    Scenario {
+        name: "replicas",
+        about: "two hubs on an etcd of three nodes, under load: one decides, the other takes over",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(replicas::run(world, facts)),
+    },
+    Scenario {
+        name: "store",
+        about: "one contract for both stores, on an etcd of three nodes too; nodes and writers are killed",
+        members: 0,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(store::run(world, facts)),
     },
 ];
 

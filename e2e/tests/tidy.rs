@@ -101,6 +101,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("fairlead-weights", &["model"]),
     ("fairlead-crds", &[]),
     ("fairlead-proto", &["model"]),
+    ("fairlead-protoc", &[]),
     ("fairlead-telemetry", &[]),
     ("fairlead-translate", &["crds", "model"]),
     ("fairlead-planner", &["weights", "model"]),

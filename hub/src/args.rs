@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use fairlead_telemetry::settings::BackendArgs;
 
+use crate::store::EtcdOptions;
+
 /// The Fairlead hub: decides how traffic of global routes is spread over member clusters.
 #[derive(Debug, Parser)]
 #[command(name = "fairlead-hub", version, about)]
@@ -34,9 +36,12 @@ pub struct RunArgs {
     /// Namespace of the hub's own objects.
     #[arg(long, default_value = fairlead_crds::keys::NAMESPACE, env = "FAIRLEAD_NAMESPACE")]
     pub namespace: String,
-    /// Directory of the store; it must survive restarts.
+    /// Directory of the store; it must survive restarts. Not used with an etcd.
     #[arg(long, default_value = "/var/lib/fairlead", env = "FAIRLEAD_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// The etcd to use instead: several hubs can share it.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// Address (`https://host:port`) at which agents reach this hub; its host goes into the hub's certificate.
     #[arg(long, env = "FAIRLEAD_ADVERTISE")]
     pub advertise: Option<String>,
@@ -58,6 +63,47 @@ pub struct RunArgs {
     /// The backend that the hub's spans go to.
     #[command(flatten)]
     pub backend: BackendArgs,
+}
+
+/// How an etcd is reached. With endpoints, the store is there; one hub decides, and others stand by.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct EtcdArgs {
+    /// Endpoint (`https://host:port`) of an etcd to keep the store in. May be given several times.
+    #[arg(long = "etcd-endpoint", env = "FAIRLEAD_ETCD_ENDPOINTS", value_delimiter = ',')]
+    pub endpoints: Vec<String>,
+    /// What all our keys in etcd start with.
+    #[arg(long = "etcd-prefix", default_value = "/fairlead/", env = "FAIRLEAD_ETCD_PREFIX")]
+    pub prefix: String,
+    /// File (PEM) with the CAs of etcd's certificates. Without it: those of the system.
+    #[arg(long = "etcd-ca-file", env = "FAIRLEAD_ETCD_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// File (PEM) with the certificate to show to etcd.
+    #[arg(long = "etcd-cert-file", env = "FAIRLEAD_ETCD_CERT_FILE", requires = "key_file")]
+    pub cert_file: Option<PathBuf>,
+    /// File (PEM) with its key.
+    #[arg(long = "etcd-key-file", env = "FAIRLEAD_ETCD_KEY_FILE", requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
+    /// User name at etcd.
+    #[arg(long = "etcd-user", env = "FAIRLEAD_ETCD_USER", requires = "password_file")]
+    pub user: Option<String>,
+    /// File with its password.
+    #[arg(long = "etcd-password-file", env = "FAIRLEAD_ETCD_PASSWORD_FILE", requires = "user")]
+    pub password_file: Option<PathBuf>,
+}
+
+impl EtcdArgs {
+    /// The etcd to use, if one is named.
+    pub fn options(&self) -> Option<EtcdOptions> {
+        (!self.endpoints.is_empty()).then(|| EtcdOptions {
+            endpoints: self.endpoints.clone(),
+            prefix: self.prefix.clone(),
+            ca_file: self.ca_file.clone(),
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            user: self.user.clone(),
+            password_file: self.password_file.clone(),
+        })
+    }
 }
 
 /// Form of the log.

@@ -176,7 +176,9 @@ fn a_restart_wants_the_very_same_bundle() {
     let stored = |(member, report): (MemberId, fairlead_hub_core::inventory::Report)| {
         (member, Stored { uid: report.uid.clone(), report: Some(report) })
     };
-    let after = mk_conductor(Fleet::restore(reports.into_iter().map(stored).collect()));
+    let fleet = Fleet::default();
+    fleet.restore(reports.into_iter().map(stored).collect());
+    let after = mk_conductor(fleet);
     load(&after, &hub_objects());
     let carried = Carried { memory: carried.memory, ..Carried::default() };
     let carried = round(&after, carried);

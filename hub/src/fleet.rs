@@ -120,10 +120,9 @@ pub struct MemberNow {
 }
 
 impl Fleet {
-    /// The fleet as the store remembers it.
-    pub fn restore(stored: BTreeMap<MemberId, Stored>) -> Self {
-        let fleet = Self::default();
-        let mut state = fleet.lock();
+    /// Takes in what the store remembers, before anybody is connected.
+    pub fn restore(&self, stored: BTreeMap<MemberId, Stored>) {
+        let mut state = self.lock();
         for (member, stored) in stored {
             state.awaited.insert(member.clone(), stored.uid);
             if let Some(report) = stored.report {
@@ -131,8 +130,6 @@ impl Fleet {
                 let _ = state.inventory.put(member, report);
             }
         }
-        drop(state);
-        fleet
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -111,7 +111,8 @@ fn a_name_given_to_another_cluster_ends_the_stream_of_the_old_one() {
 
 #[test]
 fn after_a_restart_stored_members_are_awaited_until_they_report() {
-    let fleet = Fleet::restore(stored("east"));
+    let fleet = Fleet::default();
+    fleet.restore(stored("east"));
     assert_eq!(fleet.is_registered(&identity("east")), None);
     fleet.register(&registered(&["east", "west"]));
     assert_eq!(fleet.awaited(), [member("east")].into());
@@ -128,7 +129,8 @@ fn after_a_restart_stored_members_are_awaited_until_they_report() {
 
 #[test]
 fn a_member_removed_while_the_hub_was_away_is_not_awaited() {
-    let fleet = Fleet::restore(stored("east"));
+    let fleet = Fleet::default();
+    fleet.restore(stored("east"));
     fleet.register(&registered(&["west"]));
     assert!(fleet.awaited().is_empty());
     assert_eq!(fleet.take_unstored().1, [member("east")].into());

@@ -111,7 +111,7 @@ impl Persist {
             }
         }
         if let Some(encode) = self.memory.take()
-            && let Err(error) = record::write_memory(self.store.as_ref(), encode())
+            && let Err(error) = record::write_memory(self.store.as_ref(), &encode())
         {
             // A newer one follows with the next plan.
             result = Err(error);
@@ -127,11 +127,12 @@ impl Persist {
         written: Option<&Arc<Ledger>>,
     ) -> Result<(), StoreError> {
         let store = self.store.as_ref();
-        let batch = match written {
-            Some(written) => record::report_batch(member, report, written),
-            None => record::report_batch(member, report, &record::read_items(store, member)?),
-        };
-        store.commit(batch).map(|_| ())
+        match written {
+            Some(written) => record::write_report(store, member, report, written),
+            None => {
+                record::write_report(store, member, report, &record::read_items(store, member)?)
+            }
+        }
     }
 
     fn tell(&self, result: Result<(), StoreError>) {

@@ -6,10 +6,14 @@
 //! ```text
 //!  hub                      {id, epoch}: this store's name and the last process epoch
 //!  epoch/<member>           the last epoch of a session
-//!  member/<member>          uid, order and age of the snapshot: the member was connected once
+//!  member/<member>          uid, order, age and digest of the snapshot: the member was connected once
 //!  item/<member>/<key>      one entry of its snapshot
-//!  planner/memory           the planner's memory
+//!  planner/head             which pieces the planner's memory is in
+//!  planner/piece/<n>/<i>    a piece of its n-th writing
 //! ```
+//!
+//! What does not fit into one batch is written in several, and what makes it count, with a digest, in the
+//! last one: after a crash in between, the whole is absent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,11 +23,15 @@ use fairlead_hub_core::numbering::epoch_above;
 use fairlead_model::ledger::Ledger;
 use fairlead_model::{ClusterUid, MemberId, Millis, SnapshotNumber};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
-use crate::store::{Batch, Outcome, Store, StoreError};
+use crate::store::{Batch, FencedStore, Outcome, Store, StoreError};
 
 const HUB: &str = "hub";
-const MEMORY: &str = "planner/memory";
+const MEMORY: &str = "planner/head";
+const MEMORY_PIECES: &str = "planner/piece/";
+/// Bytes of a piece: four fit into a batch.
+const PIECE_BYTES: usize = 256 << 10;
 /// Tries of a compare-and-put: there is one writer, so more than one is a restart racing with itself.
 const TRIES_MAX: usize = 5;
 
@@ -46,6 +54,18 @@ struct MemberRecord {
     received_at: Millis,
     /// False when it was connected but never reported.
     reported: bool,
+    /// Of all items, hex; absent: written by a version that did not say.
+    #[serde(default)]
+    digest: String,
+}
+
+/// Which pieces the planner's memory is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct MemoryHead {
+    /// Tells its pieces from those of another writing.
+    writing: u64,
+    pieces: usize,
+    digest: String,
 }
 
 /// A member as the store remembers it.
@@ -82,22 +102,29 @@ fn write<T: Serialize>(record: &T) -> Vec<u8> {
     serde_json::to_vec(record).expect("records are plain data with text keys")
 }
 
-/// Reads this store's own record; an empty one for a new store.
+/// Reads this store's own record, and its revision; an empty one at 0 for a new store.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn read_hub(store: &dyn Store) -> Result<HubRecord, StoreError> {
-    let value = store.get(HUB)?;
-    Ok(value.and_then(|value| read(HUB, &value.bytes)).unwrap_or_default())
+pub fn read_hub(store: &dyn Store) -> Result<(HubRecord, u64), StoreError> {
+    let Some(value) = store.get(HUB)? else { return Ok((HubRecord::default(), 0)) };
+    Ok((read(HUB, &value.bytes).unwrap_or_default(), value.revision))
 }
 
-/// Writes this store's own record.
+/// Writes this store's own record, if it still is at this revision; its new revision.
 ///
 /// # Errors
-/// When the store cannot be written.
-pub fn write_hub(store: &dyn Store, record: &HubRecord) -> Result<(), StoreError> {
-    let put = vec![(HUB.to_owned(), write(record))];
-    store.commit(Batch { put, ..Batch::default() }).map(|_| ())
+/// When the store cannot be written, or somebody else wrote it: [`RecordError::Contended`].
+pub fn write_hub(store: &dyn Store, record: &HubRecord, revision: u64) -> Result<u64, RecordError> {
+    match store.compare_and_put(HUB, revision, write(record))? {
+        Outcome::Written(at) => Ok(at),
+        Outcome::Conflict => Err(RecordError::Contended),
+    }
+}
+
+/// From now on this process writes the store only as long as its own record is at this revision.
+pub fn fence(store: &FencedStore, revision: u64) {
+    store.fence(HUB, revision);
 }
 
 /// Takes an epoch for a session of a member: above what is stored and above `seen`.
@@ -141,16 +168,34 @@ pub fn write_connected(
         number: SnapshotNumber::default(),
         received_at: now,
         reported: false,
+        digest: String::new(),
     };
     let put = vec![(key, write(&record))];
     // Whatever another cluster of that name reported is not this one's.
     let items = store.list(&format!("item/{member}/"))?;
     let delete = items.into_iter().map(|(key, _)| key).collect();
-    store.commit(Batch { put, delete, ..Batch::default() }).map(|_| ())
+    commit_all(store, Batch { put, delete, ..Batch::default() })
 }
 
-/// The writes that turn the stored snapshot of a member (`written`) into this report.
-pub fn report_batch(member: &MemberId, report: &Report, written: &Ledger) -> Batch {
+/// Writes a batch of any size; what makes it count is its last put.
+fn commit_all(store: &dyn Store, batch: Batch) -> Result<(), StoreError> {
+    batch.split().into_iter().try_for_each(|part| store.commit(part).map(|_| ()))
+}
+
+/// Writes what turns the stored snapshot of a member (`written`) into this report.
+///
+/// # Errors
+/// When the store cannot be written. What it holds of the member is then not known.
+pub fn write_report(
+    store: &dyn Store,
+    member: &MemberId,
+    report: &Report,
+    written: &Ledger,
+) -> Result<(), StoreError> {
+    commit_all(store, report_batch(member, report, written))
+}
+
+fn report_batch(member: &MemberId, report: &Report, written: &Ledger) -> Batch {
     let delta = report.ledger.delta_from(written);
     let item = |key: &str| format!("item/{member}/{key}");
     let head = MemberRecord {
@@ -159,6 +204,7 @@ pub fn report_batch(member: &MemberId, report: &Report, written: &Ledger) -> Bat
         number: report.order.number,
         received_at: report.received_at,
         reported: true,
+        digest: hex(&report.digest),
     };
     let mut put: Vec<_> = delta.put.into_iter().map(|(key, value)| (item(&key), value)).collect();
     put.push((format!("member/{member}"), write(&head)));
@@ -172,13 +218,14 @@ pub fn report_batch(member: &MemberId, report: &Report, written: &Ledger) -> Bat
 /// # Errors
 /// When the store cannot be written.
 pub fn forget(store: &dyn Store, members: &BTreeSet<MemberId>) -> Result<(), StoreError> {
-    let mut delete = Vec::new();
     for member in members {
-        delete.push(format!("member/{member}"));
         let items = store.list(&format!("item/{member}/"))?;
-        delete.extend(items.into_iter().map(|(key, _)| key));
+        let mut delete: Vec<String> = items.into_iter().map(|(key, _)| key).collect();
+        // Last: while it is there, the rest is found again.
+        delete.push(format!("member/{member}"));
+        commit_all(store, Batch { delete, ..Batch::default() })?;
     }
-    store.commit(Batch { delete, ..Batch::default() }).map(|_| ())
+    Ok(())
 }
 
 /// Reads all members back.
@@ -193,8 +240,10 @@ pub fn read_members(store: &dyn Store) -> Result<BTreeMap<MemberId, Stored>, Sto
             continue;
         };
         let Some(record) = read::<MemberRecord>(&key, &value.bytes) else { continue };
-        let report =
-            if record.reported { Some(read_report(store, &member, &record)?) } else { None };
+        let report = match record.reported {
+            true => read_report(store, &member, &record)?,
+            false => None,
+        };
         members.insert(member, Stored { uid: record.uid, report });
     }
     Ok(members)
@@ -212,21 +261,35 @@ pub fn read_items(store: &dyn Store, member: &MemberId) -> Result<Ledger, StoreE
     Ok(Ledger::new(store.list(&prefix)?.into_iter().filter_map(entry).collect()))
 }
 
+/// None when the items are not those of the head: the member sends them again.
 fn read_report(
     store: &dyn Store,
     member: &MemberId,
     record: &MemberRecord,
-) -> Result<Report, StoreError> {
+) -> Result<Option<Report>, StoreError> {
     let ledger = read_items(store, member)?;
+    let digest = ledger.digest();
+    if !record.digest.is_empty() && record.digest != hex(&digest) {
+        tracing::warn!(%member, "dropped a stored snapshot that was written in part");
+        return Ok(None);
+    }
     let (snapshot, notes) = fairlead_proto::ledger::ledger_to_snapshot(&ledger);
-    Ok(Report {
+    Ok(Some(Report {
         uid: record.uid.clone(),
         order: ReportOrder { epoch: record.epoch, number: record.number },
-        digest: ledger.digest(),
+        digest,
         ledger: Arc::new(ledger),
         snapshot: Arc::new(snapshot),
         notes,
         received_at: record.received_at,
+    }))
+}
+
+fn hex(digest: &[u8]) -> String {
+    use std::fmt::Write as _;
+    digest.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
     })
 }
 
@@ -237,15 +300,48 @@ fn read_report(
 pub fn read_memory<T: for<'de> Deserialize<'de> + Default>(
     store: &dyn Store,
 ) -> Result<T, StoreError> {
-    Ok(store.get(MEMORY)?.and_then(|value| read(MEMORY, &value.bytes)).unwrap_or_default())
+    let Some(head) = store.get(MEMORY)? else { return Ok(T::default()) };
+    let Some(head) = read::<MemoryHead>(MEMORY, &head.bytes) else { return Ok(T::default()) };
+    let pieces = store.list(&pieces_of(head.writing))?;
+    let bytes = pieces.into_iter().take(head.pieces).flat_map(|(_, value)| value.bytes);
+    let bytes: Vec<u8> = bytes.collect();
+    if hex(&Sha256::digest(&bytes)) != head.digest {
+        tracing::warn!("dropped a memory of the planner that was written in part");
+        return Ok(T::default());
+    }
+    Ok(read(MEMORY, &bytes).unwrap_or_default())
 }
 
 /// Writes the planner's memory.
 ///
 /// # Errors
-/// When the store cannot be written.
-pub fn write_memory(store: &dyn Store, bytes: Vec<u8>) -> Result<(), StoreError> {
-    store.commit(Batch { put: vec![(MEMORY.to_owned(), bytes)], ..Batch::default() }).map(|_| ())
+/// When the store cannot be written; the one before stays.
+pub fn write_memory(store: &dyn Store, bytes: &[u8]) -> Result<(), StoreError> {
+    let before = store.get(MEMORY)?.and_then(|v| read::<MemoryHead>(MEMORY, &v.bytes));
+    let writing = before.as_ref().map_or(0, |head| head.writing.wrapping_add(1));
+    let piece =
+        |(n, bytes): (usize, &[u8])| (format!("{}{n:06}", pieces_of(writing)), bytes.to_vec());
+    let pieces: Vec<_> = bytes.chunks(PIECE_BYTES).enumerate().map(piece).collect();
+    let digest = hex(&Sha256::digest(bytes));
+    let head = MemoryHead { writing, pieces: pieces.len(), digest };
+    // Of the writing before, and what a crash left of this one.
+    let mut old: Vec<String> = store.list(MEMORY_PIECES)?.into_iter().map(|(key, _)| key).collect();
+    old.retain(|key| pieces.iter().all(|(piece, _)| piece != key));
+    let head = (MEMORY.to_owned(), write(&head));
+    let mut whole = Batch { put: pieces, delete: old, ..Batch::default() };
+    if whole.check().is_err() {
+        // The old ones count until the head names the new ones.
+        commit_all(store, Batch { put: std::mem::take(&mut whole.put), ..Batch::default() })?;
+        store.commit(Batch { put: vec![head], ..Batch::default() })?;
+        return commit_all(store, whole);
+    }
+    whole.put.push(head);
+    commit_all(store, whole)
+}
+
+/// Keys of the pieces of the n-th writing.
+fn pieces_of(writing: u64) -> String {
+    format!("{MEMORY_PIECES}{writing:020}/")
 }
 
 #[cfg(test)]
@@ -301,8 +397,8 @@ mod tests {
     fn a_report_reads_back_also_after_a_change() {
         let (_dir, store) = mk_store();
         let (first, second) = (mk_report(&["a", "b"]), mk_report(&["b"]));
-        store.commit(report_batch(&east(), &first, &Ledger::default())).unwrap();
-        store.commit(report_batch(&east(), &second, &first.ledger)).unwrap();
+        write_report(&store, &east(), &first, &Ledger::default()).unwrap();
+        write_report(&store, &east(), &second, &first.ledger).unwrap();
         let members = read_members(&store).unwrap();
         assert_eq!(members[&east()], Stored { uid: uid("u1"), report: Some(second) });
     }
@@ -317,7 +413,7 @@ mod tests {
     #[test]
     fn a_reused_name_inherits_no_items() {
         let (_dir, store) = mk_store();
-        store.commit(report_batch(&east(), &mk_report(&["a"]), &Ledger::default())).unwrap();
+        write_report(&store, &east(), &mk_report(&["a"]), &Ledger::default()).unwrap();
         write_connected(&store, &east(), &uid("u1"), Millis(1)).unwrap();
         assert!(read_members(&store).unwrap()[&east()].report.is_some());
         write_connected(&store, &east(), &uid("u2"), Millis(1)).unwrap();
@@ -329,7 +425,7 @@ mod tests {
     fn a_forgotten_member_leaves_only_its_epoch() {
         let (_dir, store) = mk_store();
         take_epoch(&store, &east(), &[]).unwrap();
-        store.commit(report_batch(&east(), &mk_report(&["a"]), &Ledger::default())).unwrap();
+        write_report(&store, &east(), &mk_report(&["a"]), &Ledger::default()).unwrap();
         forget(&store, &[east()].into()).unwrap();
         assert!(read_members(&store).unwrap().is_empty());
         assert_eq!(store.list("item/").unwrap(), []);
@@ -339,12 +435,66 @@ mod tests {
     #[test]
     fn an_unreadable_record_costs_itself_only() {
         let (_dir, store) = mk_store();
-        store.commit(report_batch(&east(), &mk_report(&["a"]), &Ledger::default())).unwrap();
+        write_report(&store, &east(), &mk_report(&["a"]), &Ledger::default()).unwrap();
         let put = vec![
             ("member/west".to_owned(), b"{".to_vec()),
             ("member/B@d".to_owned(), b"{}".to_vec()),
         ];
         store.commit(Batch { put, ..Batch::default() }).unwrap();
         assert_eq!(read_members(&store).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_report_that_was_written_in_part_is_asked_for_again() {
+        let (_dir, store) = mk_store();
+        // Whatever items say: what counts is how many there are.
+        let items = (0..250).map(|n| (format!("odd/{n}"), vec![0]));
+        let ledger = Ledger::new(items.collect());
+        let (snapshot, notes) = fairlead_proto::ledger::ledger_to_snapshot(&ledger);
+        let report = Report {
+            digest: ledger.digest(),
+            ledger: Arc::new(ledger),
+            snapshot: Arc::new(snapshot),
+            notes,
+            ..mk_report(&[])
+        };
+        let mut parts = report_batch(&east(), &report, &Ledger::default()).split();
+        assert!(parts.len() > 2, "{}", parts.len());
+        let last = parts.pop().unwrap();
+        write_report(&store, &east(), &mk_report(&["old"]), &Ledger::default()).unwrap();
+        for part in parts {
+            store.commit(part).unwrap();
+            assert_eq!(read_members(&store).unwrap()[&east()].report, None);
+        }
+        store.commit(last).unwrap();
+        // What the crash left of the one before is still there: only a full writing makes it whole.
+        let written = read_items(&store, &east()).unwrap();
+        write_report(&store, &east(), &report, &written).unwrap();
+        assert_eq!(read_members(&store).unwrap()[&east()].report, Some(report));
+    }
+
+    #[test]
+    fn a_memory_of_any_size_reads_back() {
+        let (_dir, store) = mk_store();
+        assert_eq!(read_memory::<String>(&store).unwrap(), "");
+        for size in [0, 10, PIECE_BYTES, 5 << 20, 20, 3 << 20] {
+            let memory = "x".repeat(size);
+            write_memory(&store, &write(&memory)).unwrap();
+            assert!(read_memory::<String>(&store).unwrap() == memory, "{size}");
+            let pieces = store.list(MEMORY_PIECES).unwrap().len();
+            assert_eq!(pieces, (size + 2).div_ceil(PIECE_BYTES), "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_memory_that_was_written_in_part_leaves_the_one_before() {
+        let (_dir, store) = mk_store();
+        write_memory(&store, &write(&"before")).unwrap();
+        let stray = (format!("{}000000", pieces_of(1)), b"half".to_vec());
+        store.commit(Batch { put: vec![stray], ..Batch::default() }).unwrap();
+        assert_eq!(read_memory::<String>(&store).unwrap(), "before");
+        write_memory(&store, &write(&"after")).unwrap();
+        assert_eq!(read_memory::<String>(&store).unwrap(), "after");
+        assert_eq!(store.list(MEMORY_PIECES).unwrap().len(), 1);
     }
 }

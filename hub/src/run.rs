@@ -1,6 +1,5 @@
 //! The hub's process from start to stop, in reading order.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +31,7 @@ use crate::pki::{Ca, SERVER_NAME, SERVER_RENEWAL};
 use crate::registry::KubeRegistry;
 use crate::signal::Signal;
 use crate::status::StatusWriter;
-use crate::store::{EmbeddedStore, Store};
+use crate::store::{EmbeddedStore, EtcdStore, FencedStore, Store, StoreError};
 use crate::tls::{HubCertificate, server_config};
 use crate::traffic::Traffic;
 use crate::visible::Lookout;
@@ -67,7 +66,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
 struct Hub {
     args: RunArgs,
     started_at: Millis,
-    store: Arc<dyn Store>,
+    store: Arc<FencedStore>,
     fleet: Arc<Fleet>,
     objects: Arc<Objects>,
     metrics: Arc<Metrics>,
@@ -81,14 +80,13 @@ struct Hub {
 }
 
 async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    let data_dir = args.data_dir.clone();
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&data_dir)?);
+    let store = open_store(&args).await?;
     let (queue, exporter) = open_backend(&args)?;
     let tracer = Tracer::new(queue.clone(), args.trace_ratio, spans::resource());
     let hub = Hub {
         args,
         started_at: clock::now(),
-        fleet: Arc::new(Fleet::restore(record::read_members(store.as_ref())?)),
+        fleet: Arc::default(),
         store,
         objects: Arc::default(),
         metrics: Arc::new(Metrics::new(queue.as_deref().map(Queue::counts))),
@@ -110,8 +108,21 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
         outcome = hub.decide(&client) => outcome,
         () = late(&stop) => Ok(()),
     };
-    hub.shut_down(&data_dir).await;
+    hub.shut_down().await;
     outcome
+}
+
+/// The store: in etcd if one is named, else in a file.
+async fn open_store(args: &RunArgs) -> anyhow::Result<Arc<FencedStore>> {
+    let (etcd, data_dir) = (args.etcd.options(), args.data_dir.clone());
+    let open = move || -> Result<Arc<dyn Store>, StoreError> {
+        Ok(match etcd {
+            Some(options) => Arc::new(EtcdStore::open(&options)?),
+            None => Arc::new(EmbeddedStore::open(&data_dir)?),
+        })
+    };
+    let store = tokio::task::spawn_blocking(open).await??;
+    Ok(Arc::new(FencedStore::new(store)))
 }
 
 /// The way to the OTLP backend, if one is named.
@@ -201,19 +212,37 @@ impl Hub {
         self.tasks.spawn(status.run(self.stop.clone()));
     }
 
+    /// Waits until it is this hub that decides; from then on the store and its numbers are its own.
     async fn take_lease(&self, client: &Client) -> anyhow::Result<HubLease> {
-        let mut record = record::read_hub(self.store.as_ref())?;
+        let store = self.store.as_ref();
+        let (mut record, revision) = record::read_hub(store)?;
         if record.id.is_empty() {
             record.id = format!("fairlead-hub-{:016x}", rand::random::<u64>());
-            record::write_hub(self.store.as_ref(), &record)?;
+            record::write_hub(store, &record, revision)?;
         }
+        let holder = self.holder(&record.id);
         let tell = |why| self.start.wait(why);
         let namespace = &self.args.namespace;
-        let lease = HubLease::acquire(client, namespace, &record.id, record.epoch, tell).await;
+        let lease = HubLease::acquire(client, namespace, &holder, record.epoch, tell).await;
+        // While this one waited, the one before it wrote.
+        let (mut record, revision) = record::read_hub(store)?;
+        if record.epoch >= lease.epoch() {
+            anyhow::bail!("the store has epoch {}, above that of the Lease", record.epoch);
+        }
         record.epoch = lease.epoch();
-        record::write_hub(self.store.as_ref(), &record)?;
-        tracing::info!(epoch = record.epoch, id = record.id, "took the Lease");
+        record::fence(store, record::write_hub(store, &record, revision)?);
+        self.fleet.restore(record::read_members(store)?);
+        tracing::info!(epoch = record.epoch, holder, "took the Lease");
         Ok(lease)
+    }
+
+    /// What the Lease is held as. A file is open in one process only, so whoever has it comes after the
+    /// one that held the Lease by the same name, and need not wait; an etcd has room for several.
+    fn holder(&self, store_id: &str) -> String {
+        match self.args.etcd.endpoints.is_empty() {
+            true => store_id.to_owned(),
+            false => format!("{store_id}.{:08x}", rand::random::<u32>()),
+        }
     }
 
     /// CA and keys, waiting for the API server as long as it takes.
@@ -251,7 +280,7 @@ impl Hub {
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
             memory_slot: Arc::clone(&memory_slot),
-            started_at: self.started_at,
+            started_at: clock::now(),
             grace_ms: self.args.grace_seconds.saturating_mul(1_000),
             tracer: self.tracer.clone(),
         };
@@ -261,7 +290,7 @@ impl Hub {
         self.spawn(async move { fleet.judge().await });
         let persist = Persist {
             fleet: Arc::clone(&self.fleet),
-            store: Arc::clone(&self.store),
+            store: self.store.clone(),
             metrics: Arc::clone(&self.metrics),
             memory: memory_slot,
         };
@@ -304,7 +333,7 @@ impl Hub {
         let enroll = EnrollService::new(ca, registry.clone(), self.tracer.clone());
         let link = Link {
             fleet: Arc::clone(&self.fleet),
-            store: Arc::clone(&self.store),
+            store: self.store.clone(),
             registry,
             epoch,
             metrics: Arc::clone(&self.metrics),
@@ -317,11 +346,11 @@ impl Hub {
         Ok(async move { Ok(link::serve(listener, tls, link, enroll).await?) })
     }
 
-    async fn shut_down(&self, data_dir: &Path) {
+    async fn shut_down(&self) {
         self.stop.cancel();
         self.tasks.close();
         match tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await {
-            Ok(()) => tracing::info!(data_dir = %data_dir.display(), "stopped"),
+            Ok(()) => tracing::info!("stopped"),
             Err(_) => tracing::warn!("some parts did not stop in time"),
         }
     }

@@ -4,9 +4,20 @@
 //! that was reported as written is lost in a crash. Never knows what values mean ([`crate::record`]
 //! does). Every failure is an error of the operation; callers hold plans while it lasts.
 
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 mod embedded;
+mod etcd;
+mod fenced;
 
 pub use embedded::EmbeddedStore;
+pub use etcd::{EtcdOptions, EtcdStore};
+pub use fenced::FencedStore;
+
+/// Most operations of a batch: etcd takes 128.
+pub const BATCH_OPS_MAX: usize = 100;
+/// Most bytes of a batch, keys and values: etcd takes 1.5 MiB with all that is around them.
+pub const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// A stored value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +44,50 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         self.put.is_empty() && self.delete.is_empty()
     }
+
+    /// Whether a store takes it.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`], with more than [`BATCH_OPS_MAX`] operations or [`BATCH_BYTES_MAX`] bytes.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let ops = self.put.len() + self.delete.len();
+        let put = self.put.iter().map(|(key, bytes)| key.len() + bytes.len());
+        let bytes = put.chain(self.delete.iter().map(String::len)).sum();
+        if ops.max(self.expect.len()) > BATCH_OPS_MAX || bytes > BATCH_BYTES_MAX {
+            return Err(StoreError::TooLarge { ops, bytes });
+        }
+        Ok(())
+    }
+
+    /// The same writes in batches that a store takes, in their order: deletes first. Each is whole or
+    /// nothing, all of them are not, so what makes them count belongs into a last one. A single write
+    /// that is too large alone stays so.
+    pub fn split(self) -> Vec<Self> {
+        let mut parts = Vec::new();
+        let (mut part, mut ops, mut bytes) =
+            (Self { expect: self.expect, ..Self::default() }, 0, 0);
+        let mut room = |part: &mut Self, size: usize| {
+            if ops > 0 && (ops >= BATCH_OPS_MAX || bytes + size > BATCH_BYTES_MAX) {
+                parts.push(std::mem::take(part));
+                (ops, bytes) = (0, 0);
+            }
+            (ops, bytes) = (ops + 1, bytes + size);
+        };
+        for key in self.delete {
+            room(&mut part, key.len());
+            part.delete.push(key);
+        }
+        for (key, value) in self.put {
+            room(&mut part, key.len() + value.len());
+            part.put.push((key, value));
+        }
+        parts.push(part);
+        parts
+    }
 }
 
-/// How a batch ended.
+/// How a batch ended. With a store across a network the answer to a write can be lost: a batch that is
+/// tried again may be in conflict with itself, so read again before believing in another writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Written, at this revision.
@@ -74,6 +126,17 @@ pub enum StoreError {
         /// The newest known schema.
         known: u64,
     },
+    /// A batch is larger than a store takes: [`Batch::split`] it.
+    #[error("{ops} writes of {bytes} bytes are too much for one batch")]
+    TooLarge {
+        /// Its operations.
+        ops: usize,
+        /// Its bytes.
+        bytes: usize,
+    },
+    /// Another hub writes this store now.
+    #[error("another hub has taken over the store")]
+    Fenced,
     /// Reading failed.
     #[error("the store cannot be read")]
     Read(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -96,10 +159,11 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Read`].
     fn list(&self, prefix: &str) -> Result<Vec<(String, Value)>, StoreError>;
 
-    /// Writes a batch whole or not at all; it is on the disk when this returns.
+    /// Writes a batch whole or not at all; it is on the disk when this returns. After an error it may be
+    /// written or not.
     ///
     /// # Errors
-    /// [`StoreError::Write`].
+    /// [`StoreError::Write`], [`StoreError::TooLarge`].
     fn commit(&self, batch: Batch) -> Result<Outcome, StoreError>;
 
     /// Writes a key if it is at this revision; 0 = if it does not exist.
@@ -127,7 +191,3 @@ pub trait Store: Send + Sync + 'static {
         self.commit(Batch { delete: vec![key.to_owned()], ..Batch::default() }).map(|_| ())
     }
 }
-
-#[cfg(test)]
-#[path = "store_contract_test.rs"]
-mod contract;

@@ -120,6 +120,7 @@ impl Store for EmbeddedStore {
     }
 
     fn commit(&self, batch: Batch) -> Result<Outcome, StoreError> {
+        batch.check()?;
         self.on(|database| commit(database, &batch))
     }
 }
