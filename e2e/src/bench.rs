@@ -8,6 +8,7 @@ mod gateway;
 mod propagation;
 mod relay;
 mod resource;
+mod store;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -73,6 +74,12 @@ pub const ALL: &[Bench] = &[
         about: "the OTLP relay of an agent beside Jaeger's collector doing the same: spans per core, memory",
         members: 1,
         run: |world, _| Box::pin(relay::run(world)),
+    },
+    Bench {
+        name: "store",
+        about: "the hub's stores: a change as the hub writes it, and a start that reads a large fleet",
+        members: 0,
+        run: |world, _| Box::pin(store::run(world)),
     },
 ];
 

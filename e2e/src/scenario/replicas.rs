@@ -270,11 +270,16 @@ impl Stage<'_> {
         let first = kubelet.pid(fault::HUB).context("the hub does not run")?;
         let pid = Pid::from_raw(i32::try_from(first)?);
         kill(pid, Signal::SIGSTOP).context("pausing the hub")?;
-        let decides = self.wait_ready(SECOND_ADMIN, "the second to decide", |text| {
-            // A port that a paused process holds is not free: nobody is connected yet.
-            !text.contains(OTHER_HUB)
-        });
-        let decides = second.unit.unless_it_ends(decides).await;
+        // It cannot open the agents' port, which a paused process holds on this one machine, and ends
+        // for it; its office it has taken by then.
+        let decides = wait::until("the second to decide", TAKEN_LIMIT, || async {
+            if !second.unit.is_running() {
+                return Ok(Look::Done(()));
+            }
+            let text = self.readiness(SECOND_ADMIN).await?;
+            Ok(if text.contains(OTHER_HUB) { Look::Not(text) } else { Look::Done(()) })
+        })
+        .await;
         kill(pid, Signal::SIGCONT).context("waking the hub")?;
         decides?;
         wait::until("the first hub to step down", TAKEN_LIMIT, || async {
