@@ -80,7 +80,12 @@ fn server(server: &NameServer) -> String {
 
 fn served(facts: &DnsFacts) -> Wanted {
     let all: Vec<&Note> = facts.notes.iter().chain(&facts.refused).collect();
-    let by = facts.publisher.as_ref().map(|id| format!(" through {id}")).unwrap_or_default();
+    let by = match (&facts.publisher, facts.servers.is_empty()) {
+        (None, _) => String::new(),
+        (Some(id), true) => format!(" through {id}"),
+        // Agents answer themselves: what is written is for the parent zone.
+        (Some(id), false) => format!("; {id} writes the delegation"),
+    };
     let Some(first) = all.first() else {
         let message = format!("{} names are answered{by}", facts.names);
         return Wanted::new(keys::CONDITION_SERVED, "True", Reason::AsAsked, message);
