@@ -59,19 +59,11 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let reference = SocketAddr::new(address.into(), KNOT_PORT);
     wait_answer(reference).await?;
     let pid = world.kubelet(&home)?.pid(keys::AGENT).context("the agent has no process")?;
-    for server in [pid, knot.pid().context("knot has no process")?] {
+    let pids = [pid, knot.pid().context("knot has no process")?];
+    for server in pids {
         stay_on_last_core(server).await?;
     }
-    let mut rows = Vec::new();
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    // In turn, so that whatever else the machine does meets both.
-    for _ in 0..ROUNDS {
-        ours.push(flood(agent, &queries, ROUND).await?);
-        theirs.push(flood(reference, &queries, ROUND).await?);
-    }
-    rows.push(Row::new("agent", "queries/s", &ours));
-    rows.push(Row::new("knot", "queries/s", &theirs));
-    rows.push(Row::new("agent / knot", "%", &percent(&ours, &theirs)));
+    let mut rows = compare_floods([agent, reference], pids, &queries).await?;
     for (name, rate) in [("calm", CALM_QPS), ("busy", BUSY_QPS)] {
         rows.extend(compare_latencies(name, rate, [agent, reference], &queries).await?);
     }
@@ -87,6 +79,42 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     };
     rows.push(Row::new("route repaired, flooded", "ms", &flooded));
     Ok(rows)
+}
+
+/// As many queries as go, in turn, so that whatever else the machine does meets both. What a query costs a
+/// server counts where the client or the machine is the bound.
+async fn compare_floods(
+    servers: [SocketAddr; 2],
+    pids: [u32; 2],
+    queries: &Path,
+) -> Result<Vec<Row>> {
+    let (mut rates, mut costs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    for _ in 0..ROUNDS {
+        for (at, server) in servers.iter().enumerate() {
+            let before = cpu_us(pids[at])?;
+            let rate = flood(*server, queries, ROUND).await?;
+            costs[at].push((cpu_us(pids[at])? - before) / (rate * ROUND.as_secs_f64()));
+            rates[at].push(rate);
+        }
+    }
+    Ok(vec![
+        Row::new("agent", "queries/s", &rates[0]),
+        Row::new("knot", "queries/s", &rates[1]),
+        Row::new("agent / knot", "%", &percent(&rates[0], &rates[1])),
+        Row::new("agent, CPU of a query", "µs", &costs[0]),
+        Row::new("knot, CPU of a query", "µs", &costs[1]),
+        Row::new("agent / knot, CPU of a query", "%", &percent(&costs[0], &costs[1])),
+    ])
+}
+
+/// CPU time that a process has had, in microseconds.
+fn cpu_us(pid: u32) -> Result<f64> {
+    const TICK_US: f64 = 10_000.0;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("a server's stat")?;
+    // Behind the name, which may hold anything, the 12th and 13th are user and system time.
+    let (_, fields) = stat.rsplit_once(')').context("stat without a name")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<f64>().ok());
+    Ok(ticks.sum::<f64>() * TICK_US)
 }
 
 fn percent(ours: &[f64], theirs: &[f64]) -> Vec<f64> {

@@ -105,6 +105,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn served_says_who_writes_what() {
+        let server = NameServer {
+            name: fairlead_model::dns::DnsName::new("ns-east.example.com").unwrap(),
+            addresses: [].into(),
+        };
+        let publisher = MemberId::new("west").ok();
+        let published = DnsFacts { names: 1, publisher, ..DnsFacts::default() };
+        let delegated = DnsFacts { servers: vec![server], ..published.clone() };
+        let said = |facts: &DnsFacts| served(facts).message;
+        assert_eq!(said(&DnsFacts::default()), "0 names are answered");
+        assert_eq!(said(&published), "1 names are answered through west");
+        assert_eq!(said(&delegated), "1 names are answered; west writes the delegation");
+    }
+
+    #[test]
     fn what_the_world_sees_is_a_condition_while_somebody_looks() {
         let verdict = DnsVerdict { generation: 3, accepted: Default::default() };
         let status = |existing: &Json, looked: Option<Option<bool>>| {

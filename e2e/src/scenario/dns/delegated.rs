@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use fairlead_crds::keys;
 use serde_json::{Value, json};
 
 use super::{
-    MEMBERS, Stage, ZONE,
+    MEMBERS, PUBLISH_LIMIT, Stage, ZONE,
     answer::dig_at,
     internet::{Internet, PARENT},
 };
@@ -25,6 +25,10 @@ use crate::{
 
 /// Longer than what unbound remembers of a name that was not there.
 const RESOLVED_LIMIT: Duration = Duration::from_secs(60);
+/// From the root to the parent, and from there to an agent.
+const REFERRALS: usize = 2;
+/// What dnsviz calls an error in every private network, as worlds are.
+const PRIVATE: [&str; 2] = ["NS_NAME_PRIVATE_IP", "GLUE_PRIVATE_IP"];
 /// What no zone in a private network can fulfil: addresses of the world, several networks of it, its mail.
 const NOT_HERE: [&str; 3] = ["Address", "Connectivity", "DNSSEC"];
 /// Zonemaster's parts that judge a zone itself.
@@ -80,12 +84,19 @@ async fn delegated(stage: &Stage<'_>, internet: &Internet) -> Result<Finding> {
     .await?;
     let took = seconds(start.elapsed());
     let key = ObjectKey::new(keys::API_VERSION, "DNSPolicy", shop::GATEWAY_NAMESPACE, "names");
-    let policy = stage.fleet.world().hub().objects().get(&key).await?.unwrap_or_default();
-    let conditions = policy["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let served = conditions.into_iter().find(|c| c["type"] == keys::CONDITION_SERVED);
-    let served = served.map(|served| served["message"].clone()).unwrap_or_default();
+    let served = wait::until("the status to say who delegates", PUBLISH_LIMIT, || async {
+        let policy = stage.fleet.world().hub().objects().get(&key).await?.unwrap_or_default();
+        let conditions = policy["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let served = conditions.into_iter().find(|c| c["type"] == keys::CONDITION_SERVED);
+        let message = served.map(|served| served["message"].clone()).unwrap_or_default();
+        Ok(match message.as_str().is_some_and(|said| said.contains("writes the delegation")) {
+            true => Look::Done(message),
+            false => Look::Not(format!("it says {message}")),
+        })
+    })
+    .await?;
     Ok(Finding::new(
-        before.is_empty() && served.as_str().is_some_and(|said| said.contains("delegation")),
+        before.is_empty(),
         figures([
             ("servers", json!(servers)),
             ("parent", json!(PARENT)),
@@ -108,18 +119,29 @@ async fn resolved(stage: &Stage<'_>, internet: &Internet) -> Result<Finding> {
     })
     .await?;
     let took = seconds(start.elapsed());
-    // As a walk from the root sees it, with the agents as the last ones that answer.
-    let root = format!("+trace +nodnssec +nocookie @{} {} A", internet.root(), shop::HOST);
-    let words: Vec<&str> = ["dig"].into_iter().chain(root.split_whitespace()).collect();
-    let said = internet.command(&words).await?;
-    let from: Vec<&str> =
-        said.lines().filter_map(|line| line.split(" from ").nth(1)?.split('#').next()).collect();
-    let last = from.last().and_then(|ip| ip.parse::<IpAddr>().ok());
-    let ends_at_agent = last.is_some_and(|ip| wanted.contains(&ip));
+    let walk = walk(internet).await?;
+    // Gateways and name servers share the members' addresses.
+    let ends_at_agent = walk.last().is_some_and(|ip| wanted.contains(ip));
     Ok(Finding::new(
-        ends_at_agent,
-        figures([("resolved_after_s", json!(took)), ("walk", json!(from))]),
+        ends_at_agent && walk.len() == REFERRALS + 1,
+        figures([("resolved_after_s", json!(took)), ("walk", json!(walk))]),
     ))
+}
+
+/// Who is asked on the way from the root to an answer, each as the one before refers to it.
+async fn walk(internet: &Internet) -> Result<Vec<IpAddr>> {
+    let mut walk = vec![IpAddr::from(internet.root())];
+    while walk.len() <= REFERRALS + 1 {
+        let at = SocketAddr::new(walk[walk.len() - 1], internet.resolver().port());
+        let said = dig_at(at, &format!("{} A", shop::HOST)).await?;
+        if said.contains("flags: qr aa") {
+            return Ok(walk);
+        }
+        let (_, glue) = said.split_once("ADDITIONAL SECTION").context("no referral")?;
+        let next = glue.lines().find_map(|line| line.split_once("\tA\t")?.1.trim().parse().ok());
+        walk.push(next.with_context(|| format!("no address in {said}"))?);
+    }
+    anyhow::bail!("the walk does not end: {walk:?}")
 }
 
 /// What dnsviz calls an error, from the root to the zone.
@@ -131,29 +153,33 @@ async fn dnsviz(internet: &Internet) -> Result<Finding> {
     let said = internet.command(&["dnsviz", "grok", "-l", "info", "-r", "probe.json"]).await?;
     let start = said.find('{').with_context(|| format!("dnsviz said {probed} {said}"))?;
     let told: Value = serde_json::from_str(&said[start..]).context("reading dnsviz's words")?;
-    let mut errors = Vec::new();
-    collect(&told, "errors", "", &mut errors);
+    let (mut errors, mut private) = (Vec::new(), Vec::new());
+    collect_errors(&told, "", &mut errors);
+    errors.retain(|(path, error)| {
+        let is_private = PRIVATE.iter().any(|code| error["code"] == *code);
+        private.extend(is_private.then(|| path.clone()));
+        !is_private
+    });
     let seen = told.as_object().is_some_and(|names| names.keys().any(|key| key.contains(ZONE)));
-    let found = figures([
-        ("errors", json!(errors)),
-        ("zones_seen", json!(told.as_object().map(|o| o.len()))),
-    ]);
+    let found = figures([("errors", json!(errors)), ("private_addresses_at", json!(private))]);
     Ok(Finding::new(seen && errors.is_empty(), found))
 }
 
-/// Everything under this key, wherever it is.
-fn collect(value: &Value, key: &str, path: &str, found: &mut Vec<String>) {
+/// Everything that stands under `errors`, with its path.
+fn collect_errors(value: &Value, path: &str, found: &mut Vec<(String, Value)>) {
     match value {
         Value::Object(fields) => {
             for (name, field) in fields {
                 let path = format!("{path}/{name}");
-                match name == key {
-                    true => found.push(format!("{path}: {field}")),
-                    false => collect(field, key, &path, found),
+                match (name.as_str(), field) {
+                    ("errors", Value::Array(errors)) => {
+                        found.extend(errors.iter().map(|error| (path.clone(), error.clone())));
+                    }
+                    _ => collect_errors(field, &path, found),
                 }
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| collect(item, key, path, found)),
+        Value::Array(items) => items.iter().for_each(|item| collect_errors(item, path, found)),
         _ => {}
     }
 }
@@ -166,11 +192,15 @@ async fn zonemaster(internet: &Internet) -> Result<Finding> {
     words.push(ZONE);
     let said = internet.command(&words).await?;
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let bad = |line: &&&str| line.starts_with("ERROR") || line.starts_with("CRITICAL");
+    // A time comes first, then the severity.
+    let bad = |line: &&&str| {
+        line.split_whitespace().take(2).any(|word| ["ERROR", "CRITICAL"].contains(&word))
+    };
     let errors: Vec<&str> = lines.iter().filter(bad).copied().collect();
     let others: Vec<&str> = lines.iter().filter(|line| !bad(line)).copied().collect();
+    // Without any line it has judged nothing: no private zone has what it wants of the IPv6 world.
     Ok(Finding::new(
-        errors.is_empty(),
+        errors.is_empty() && !others.is_empty(),
         figures([
             ("errors", json!(errors)),
             ("others", json!(others)),
