@@ -199,7 +199,16 @@ async fn set_up(fleet: &Fleet<'_>, home: &str) -> Result<()> {
     let patch = json!({"spec": {"template": {"spec": {"containers": [
         {"name": "agent", "env": [unbound]},
     ]}}}});
+    let kubelet = fleet.world().kubelet(home)?;
+    let before = kubelet.pid(keys::AGENT);
     agent.patch(keys::AGENT, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
+    wait::until("the agent to start anew", LIMIT, || async {
+        Ok(match kubelet.pid(keys::AGENT) {
+            Some(pid) if Some(pid) != before => Look::Done(()),
+            other => Look::Not(format!("its process is {other:?}")),
+        })
+    })
+    .await?;
     fleet.wait_live(shop::CART).await?;
     let address = fleet.world().member(home)?.local()?.pods.address;
     wait_answer(SocketAddr::new(address.into(), DNS_PORT)).await
