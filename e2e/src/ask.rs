@@ -44,6 +44,8 @@ impl Question {
 
     fn message(&self, id: u16) -> Message {
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+        // As every client does; resolvers refuse whoever does not.
+        message.metadata.recursion_desired = true;
         message.add_query(Query::query(self.name.clone(), self.kind));
         if let Some((network, length)) = self.subnet {
             let mut edns = Edns::new();

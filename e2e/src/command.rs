@@ -255,6 +255,8 @@ enum Extra {
     Jaeger,
     /// With promtool.
     Prometheus,
+    ExternalDns,
+    Coredns,
 }
 
 fn tools(with: &[Extra]) -> Result<ExitCode> {
@@ -263,6 +265,8 @@ fn tools(with: &[Extra]) -> Result<ExitCode> {
     let extra = |extra: &Extra| match extra {
         Extra::Jaeger => tool::ensure_jaeger(),
         Extra::Prometheus => tool::ensure_prometheus(),
+        Extra::ExternalDns => tool::ensure_external_dns(),
+        Extra::Coredns => tool::ensure_coredns(),
     };
     let extras = with.iter().map(extra).collect::<Result<Vec<_>>>()?;
     println!("tools are ready ({} s):", start.elapsed().as_secs());

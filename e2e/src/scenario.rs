@@ -111,7 +111,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "dns",
-        about: "every agent answers for a zone by its policy, and leaves out who is dead (needs dig)",
+        about: "every agent answers for a zone by its policy, and leaves out who is dead; beside BIND, unbound, ExternalDNS and CoreDNS",
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(dns::run(world, facts)),

@@ -46,6 +46,20 @@ pub const WORLD: &[Need] = &[
 pub const LOSS: &[Need] =
     &[Need { probe: &["nft", "--version"], package: Some("nftables"), purpose: "drops packets" }];
 
+/// Only scenario `dns`: servers, resolvers and those who judge them.
+pub const NAMES: &[Need] = &[
+    Need { probe: &["dig", "-v"], package: Some("bind9-dnsutils"), purpose: "asks for names" },
+    Need { probe: &["named", "-v"], package: Some("bind9"), purpose: "has the parent zones" },
+    Need { probe: &["unbound", "-V"], package: Some("unbound"), purpose: "resolves from the root" },
+    Need { probe: &["dnsviz", "help"], package: Some("dnsviz"), purpose: "judges a delegation" },
+    Need {
+        probe: &["zonemaster-cli", "--version"],
+        package: Some("zonemaster-cli"),
+        purpose: "judges a zone",
+    },
+    Need { probe: &["nft", "--version"], package: Some("nftables"), purpose: "leads port 53" },
+];
+
 /// Makes sure that every need is met, or says which are not and how to meet them.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let missing: Vec<&Need> = needs.iter().filter(|need| !answers(need.probe)).collect();

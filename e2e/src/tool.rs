@@ -129,6 +129,43 @@ const PROMETHEUS: GoPin = GoPin {
     tags: "remove_all_sd",
 };
 
+/// Neither: for those who publish names through a DNS provider.
+const EXTERNAL_DNS: GoPin = GoPin {
+    name: "external-dns",
+    programs: &[("external-dns", "sigs.k8s.io/external-dns")],
+    version: None,
+    tags: "",
+};
+
+/// Neither: a cluster's own DNS.
+const COREDNS: GoPin = GoPin {
+    name: "coredns",
+    programs: &[("coredns", "github.com/coredns/coredns")],
+    version: None,
+    tags: "",
+};
+
+/// ExternalDNS, for what publishes names. Blocks; some minutes when cold.
+pub fn ensure_external_dns() -> Result<PathBuf> {
+    Ok(ensure_go(&EXTERNAL_DNS)?.join("external-dns"))
+}
+
+/// The folder with the CRD of the kind DNSEndpoint, out of ExternalDNS's module.
+pub fn ensure_endpoint_crd() -> Result<PathBuf> {
+    let pin = pins(EXTERNAL_DNS.name)?;
+    let mut key = Key::new();
+    key.files(&pin, &["go.mod", "go.sum"])?;
+    ensure_tool("external-dns-crd", &key.finish(), |scratch| {
+        let module = module_folder(&pin, "sigs.k8s.io/external-dns")?;
+        copy_crds(&module.join("config/crd/standard"), scratch)
+    })
+}
+
+/// CoreDNS, for what asks as Pods do. Blocks; some minutes when cold.
+pub fn ensure_coredns() -> Result<PathBuf> {
+    Ok(ensure_go(&COREDNS)?.join("coredns"))
+}
+
 /// The folder with `prometheus` and `promtool`. Blocks; some minutes when cold.
 pub fn ensure_prometheus() -> Result<PathBuf> {
     ensure_go(&PROMETHEUS)

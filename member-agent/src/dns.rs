@@ -7,6 +7,7 @@
 
 pub mod clusterset;
 pub mod packet;
+mod usual;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairlead_agent::dns::packet::{Transport, UDP_LEN_MAX, respond, truncated};
+use fairlead_agent::dns::packet::{Transport, UDP_LEN_MAX, respond, respond_at_length, truncated};
 use fairlead_agent_core::clusterset::{Endpoint, NamedPort, Reach};
 use fairlead_agent_core::dns::{View, mix};
 use fairlead_model::dns::{
@@ -218,6 +218,13 @@ fn play(view: &View, packet: &[u8], seed: u64) -> Vec<(&'static str, u8, usize)>
         kinds.push((outcome.label, flags, answers));
         if let Some(bytes) = &outcome.bytes {
             check(packet, bytes, transport);
+        }
+        let whole = respond_at_length(view, packet, from, transport, seed);
+        assert_eq!(outcome.label, whole.label, "the short way is that of the long one");
+        if outcome.bytes != whole.bytes {
+            let read =
+                |bytes: Option<Vec<u8>>| bytes.map(|bytes| Message::from_vec(&bytes).unwrap());
+            assert_eq!(read(outcome.bytes), read(whole.bytes), "both say the same");
         }
     }
     if let Some(bytes) = truncated(packet).bytes {

@@ -63,7 +63,10 @@ use crate::schema;
         .field_path(".networks"),
     validation = Rule::new("self.whenNoneHealthy == 'Fallback' ? has(self.fallback) : !has(self.fallback)")
         .message("whenNoneHealthy Fallback needs fallback, and nothing else takes it")
-        .field_path(".fallback")
+        .field_path(".fallback"),
+    validation = Rule::new("self.delegation == 'Manual' || self.publish == 'Authoritative'")
+        .message("a zone that a DNS provider answers for is not delegated to the agents")
+        .field_path(".delegation")
 )]
 pub struct DnsPolicySpec {
     /// What the policy is attached to, in its own namespace: Gateways of class fairlead, or one listener
@@ -147,6 +150,12 @@ pub struct DnsPolicySpec {
     /// DNSEndpoint for the ExternalDNS of its cluster.
     #[serde(default)]
     pub publish: DnsPublish,
+
+    /// Who writes the zone's name servers and their addresses into the parent zone. Manual: a person, from
+    /// status.nameServers. ExternalDNS: one member's agent writes them into a DNSEndpoint, for an ExternalDNS
+    /// whose provider has the parent zone.
+    #[serde(default)]
+    pub delegation: DnsDelegation,
 }
 
 fn ttl_seconds() -> i32 {
@@ -254,6 +263,16 @@ pub enum DnsPublish {
     #[default]
     Authoritative,
     /// A DNS provider, by way of ExternalDNS.
+    ExternalDNS,
+}
+
+/// Who writes the zone's name servers into the parent zone.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DnsDelegation {
+    /// A person.
+    #[default]
+    Manual,
+    /// A DNS provider that has the parent zone, by way of ExternalDNS.
     ExternalDNS,
 }
 

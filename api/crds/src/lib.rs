@@ -21,8 +21,8 @@ mod traffic_policy;
 
 pub use crd::crds;
 pub use dns_policy::{
-    DNSPolicy, DnsNetwork, DnsPolicySpec, DnsPolicyStatus, DnsPublish, DnsStrategy, DnsTargetRef,
-    DnsTier, WhenNoneHealthy,
+    DNSPolicy, DnsDelegation, DnsNetwork, DnsPolicySpec, DnsPolicyStatus, DnsPublish, DnsStrategy,
+    DnsTargetRef, DnsTier, WhenNoneHealthy,
 };
 pub use member_cluster::{
     EAST_WEST_PORT, EastWest, Location, MemberCluster, MemberClusterSpec, MemberClusterStatus,

@@ -248,6 +248,7 @@ fn each_dns_strategy_takes_its_own_fields_only() {
         ", strategy: Failover, tiers: [{members: [east]}]",
         ", strategy: Geo, networks: [{cidr: 10.0.0.0/8, region: eu}]",
         ", whenNoneHealthy: Fallback, fallback: [192.0.2.1, '2001:db8::1']",
+        ", delegation: ExternalDNS",
     ] {
         assert_eq!(names(good), [""; 0], "{good}");
     }
@@ -259,6 +260,7 @@ fn each_dns_strategy_takes_its_own_fields_only() {
         (", networks: [{cidr: 10.0.0.0/8, region: eu}]", "no other strategy takes them"),
         (", whenNoneHealthy: Fallback", "needs fallback"),
         (", fallback: [192.0.2.1]", "needs fallback"),
+        (", publish: ExternalDNS, delegation: ExternalDNS", "is not delegated"),
     ] {
         assert_refused(&names(bad), why);
     }

@@ -126,6 +126,8 @@ pub struct DnsPolicy {
     pub negative_ttl_s: u32,
     /// Who answers.
     pub publish: Publish,
+    /// Who tells the parent zone.
+    pub delegation: Delegation,
     /// Members' given weights; none = all alike. A member that is not named has 0.
     pub weights: Option<BTreeMap<MemberId, u32>>,
     /// Members that are tried in this order, for [`Strategy::Failover`]; all others come last.
@@ -150,6 +152,16 @@ pub enum Publish {
     #[default]
     Authoritative,
     /// A DNS provider, through ExternalDNS.
+    ExternalDns,
+}
+
+/// Who writes a zone's name servers into its parent zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Delegation {
+    /// A person.
+    #[default]
+    Manual,
+    /// A DNS provider that has the parent zone, through ExternalDNS.
     ExternalDns,
 }
 
@@ -243,6 +255,8 @@ pub struct PublishedSet {
     pub addresses: BTreeSet<IpAddr>,
     /// The other name.
     pub alias: Option<DnsName>,
+    /// Name servers, where the name is a zone of its own.
+    pub servers: BTreeSet<DnsName>,
 }
 
 /// Zones by name.

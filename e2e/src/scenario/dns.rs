@@ -2,16 +2,22 @@
 //! reached, with and without a hub.
 //!
 //! Facts are numbered as in the plan: a what every agent answers, b by which policy, c what is left of
-//! a member that dies, f doors that have names, g names of the clusterset, h what the hub sees of it. Needs `dig` for a and g. Leaves the world as it was.
+//! a member that dies, d names that a DNS provider publishes, e a zone that is delegated to the agents, f doors
+//! that have names, g names of the clusterset, h what the hub sees of it. Leaves the world as it was.
 
 mod answer;
 mod dead;
+mod delegated;
 mod door;
+mod forward;
 mod inside;
+mod internet;
+mod published;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -19,11 +25,13 @@ use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::{Value, json};
 
+use self::{internet::Internet, published::ExternalDns};
 use super::spine::{EAST, SOUTH, WEST, clean_up};
 use crate::{
     ask::{Question, Resolver},
     fleet::{Fleet, program::build_programs, shop},
     report::Facts,
+    system, tool,
     wait::{self, Look},
     world::World,
 };
@@ -35,24 +43,44 @@ const DNS_PORT: u16 = 5353;
 /// How long the fleet may take to publish a change.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(30);
 
+/// Programs that other scenarios do without.
+struct Tools {
+    external_dns: PathBuf,
+    endpoint_crd: PathBuf,
+    coredns: PathBuf,
+}
+
+impl Tools {
+    fn ready() -> Result<Self> {
+        system::ensure(system::NAMES)?;
+        build_programs()?;
+        Ok(Self {
+            external_dns: tool::ensure_external_dns()?,
+            endpoint_crd: tool::ensure_endpoint_crd()?,
+            coredns: tool::ensure_coredns()?,
+        })
+    }
+}
+
 /// The fleet, and where its gateways and DNS servers are.
 struct Stage<'w> {
     fleet: Fleet<'w>,
     addresses: BTreeMap<&'static str, IpAddr>,
     /// Of the agents themselves: no kube-proxy leads from a Service to them.
     servers: BTreeMap<&'static str, SocketAddr>,
+    tools: Tools,
 }
 
 /// The whole story.
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
+    let tools = tokio::task::spawn_blocking(Tools::ready).await??;
     let (mut addresses, mut servers) = (BTreeMap::new(), BTreeMap::new());
     for member in MEMBERS {
         let cluster = world.member(member)?;
         addresses.insert(member, IpAddr::from(cluster.gateway_addr().await?));
         servers.insert(member, SocketAddr::new(cluster.local()?.pods.address.into(), DNS_PORT));
     }
-    let stage = Stage { fleet: Fleet::new(world)?, addresses, servers };
+    let stage = Stage { fleet: Fleet::new(world)?, addresses, servers, tools };
     let told = tell(&stage, facts).await;
     // Also after a failure: other scenarios share the world.
     let cleaned = clean_up(&stage.fleet).await.context("taking Fairlead out of the world again");
@@ -73,8 +101,22 @@ async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
     fleet.wait_settled().await?;
     answer::play(stage, facts).await?;
     inside::play(stage, facts).await?;
+    forward::play(stage, facts).await?;
     door::play(stage, facts).await?;
+    let internet = Internet::start(fleet.world()).await.context("a small internet")?;
+    let provided = provide(stage, &internet, facts).await;
+    let stopped = internet.stop().await;
+    provided.and(stopped)?;
     dead::play(stage, facts).await
+}
+
+/// What needs an internet: a DNS provider, and a parent zone.
+async fn provide(stage: &Stage<'_>, internet: &Internet, facts: &mut Facts) -> Result<()> {
+    let external = ExternalDns::start(stage, internet).await?;
+    delegated::play(stage, internet, facts).await?;
+    let played = published::play(stage, internet, &external, facts).await;
+    external.stop().await;
+    played
 }
 
 impl Stage<'_> {

@@ -220,7 +220,7 @@ impl Visibility {
 mod tests {
     use super::*;
     use fairlead_model::MemberId;
-    use fairlead_model::dns::{AnswerPolicy, MemberRecord, PublishedSet, RecordSet};
+    use fairlead_model::dns::{AnswerPolicy, Delegation, MemberRecord, PublishedSet, RecordSet};
 
     fn name(text: &str) -> DnsName {
         DnsName::new(text).unwrap()
@@ -239,6 +239,7 @@ mod tests {
             answer: Arc::new(AnswerPolicy { ttl_s: 40, ..AnswerPolicy::default() }),
             negative_ttl_s: 20,
             publish,
+            delegation: Delegation::Manual,
             weights: None,
             tiers: Vec::new(),
             name_servers: BTreeSet::new(),
@@ -290,7 +291,8 @@ mod tests {
 
     #[test]
     fn with_external_dns_it_is_what_the_publisher_writes() {
-        let set = PublishedSet { ttl_s: 30, addresses: ips(&["192.0.2.7"]), alias: None };
+        let set =
+            PublishedSet { ttl_s: 30, addresses: ips(&["192.0.2.7"]), ..PublishedSet::default() };
         let published: Published = [(name("www.example.com"), set)].into();
         let by_policy = [(NsName::new("infra", "names"), &published)].into();
         let asked = questions(&policies(Publish::ExternalDns), &BTreeMap::new(), &by_policy);

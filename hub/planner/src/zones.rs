@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fairlead_model::dns::{
-    DnsName, DnsPolicy, MemberRecord, NAME_SERVERS_MAX, NameServer, Publish, Published, RecordSet,
-    Zone, Zones,
+    Delegation, DnsName, DnsPolicy, MemberRecord, NAME_SERVERS_MAX, NameServer, Publish, Published,
+    RecordSet, Zone, Zones,
 };
 use fairlead_model::health::MemberState;
 use fairlead_model::policy::TrafficState;
@@ -48,7 +48,7 @@ pub(crate) fn assemble(
     let step = Step { fleet, gateways, decisions, before };
     let mut names = names::gather(fleet.policy);
     let (mut answered, mut published) = (Zones::new(), Zones::new());
-    let mut addresses = BTreeMap::new();
+    let (mut addresses, mut delegated) = (BTreeMap::new(), BTreeMap::new());
     for policy in by_age(fleet) {
         let mut found = DnsReport {
             refused: names.refused.remove(&policy.name).unwrap_or_default(),
@@ -64,6 +64,7 @@ pub(crate) fn assemble(
         step.fill(policy, sources, zone, &mut addresses, &mut found);
         if policy.publish == Publish::Authoritative {
             tell_servers(policy, zone, &mut found);
+            delegate(policy, zone, &mut delegated);
         }
         report.dns.insert(policy.name.clone(), found);
     }
@@ -71,7 +72,7 @@ pub(crate) fn assemble(
         zone.serial = serial(zone, before.zones.get(name).map(AsRef::as_ref), fleet.now);
     }
     let publishers = publish::elect(fleet, &before.publishers, report);
-    let published = publish::assign(&published, &publishers);
+    let published = publish::assign(&published, &delegated, &publishers);
     let remembered = answered.iter().map(|(name, zone)| (name.clone(), Arc::new(zone.clone())));
     let memory = DnsMemory { zones: remembered.collect(), addresses, publishers };
     Dns { zones: Arc::new(answered), published, memory }
@@ -84,6 +85,19 @@ fn tell_servers(policy: &DnsPolicy, zone: &Zone, found: &mut DnsReport) {
         let text = "no agent has a DNS address that the parent zone could name \
                     (dns.service or dns.addresses of the agent's chart); set nameServers";
         found.notes.push(Note::new(policy.zone.as_str(), Reason::NoNameServer, text));
+    }
+}
+
+/// One of a zone's policies speaks to the parent: the oldest that asks for it.
+fn delegate(
+    policy: &DnsPolicy,
+    zone: &Zone,
+    delegated: &mut BTreeMap<NsName, (DnsName, Vec<NameServer>)>,
+) {
+    let asks = policy.delegation == Delegation::ExternalDns;
+    if asks && !delegated.values().any(|(name, _)| *name == policy.zone) {
+        let told = (policy.zone.clone(), zone.servers.clone());
+        delegated.insert(policy.name.clone(), told);
     }
 }
 

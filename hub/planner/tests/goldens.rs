@@ -103,7 +103,9 @@ fn show_dns(planned: &Planned, out: &mut String) {
                 let alias = set.alias.iter().fold(String::new(), |_, a| format!(" CNAME {a}"));
                 let addresses: String =
                     set.addresses.iter().map(|address| format!(" {address}")).collect();
-                writeln!(out, "  - . {name}{addresses}{alias}").unwrap();
+                let servers: String =
+                    set.servers.iter().map(|server| format!(" NS {server}")).collect();
+                writeln!(out, "  - . {name}{addresses}{alias}{servers}").unwrap();
             }
         }
     }

@@ -11,13 +11,19 @@ use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, HINFO, NS, SOA, SRV, TXT};
 use hickory_proto::rr::{self, DNSClass, Name, RData, RecordType};
 
+use super::usual;
+
 /// Largest answer over UDP: fits into every path without fragments (DNS flag day 2020).
 pub const UDP_LEN_MAX: usize = 1_232;
 /// Largest answer over UDP to whoever does not say more.
-const UDP_LEN_PLAIN: usize = 512;
+pub(super) const UDP_LEN_PLAIN: usize = 512;
 /// Largest message over TCP.
 const TCP_LEN_MAX: usize = 65_535;
-const HEADER_LEN: usize = 12;
+pub(super) const HEADER_LEN: usize = 12;
+// Refresh, retry and expire are for secondaries; there are none, every server has the zone by other ways.
+pub(super) const REFRESH_S: i32 = 3_600;
+pub(super) const RETRY_S: i32 = 600;
+pub(super) const EXPIRE_S: i32 = 1_209_600;
 
 /// How a query came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,8 +43,23 @@ pub struct Outcome {
     pub label: &'static str,
 }
 
-/// Answers a message. `seed` is chance.
+/// Answers a message: a usual one the short way. `seed` is chance.
 pub fn respond(
+    view: &View,
+    packet: &[u8],
+    from: SocketAddr,
+    transport: Transport,
+    seed: u64,
+) -> Outcome {
+    let usual = match transport {
+        Transport::Udp if from.port() != 0 => usual::answer(view, packet, from, seed),
+        Transport::Udp | Transport::Tcp => None,
+    };
+    usual.unwrap_or_else(|| respond_at_length(view, packet, from, transport, seed))
+}
+
+/// Answers any message, through every part of it.
+pub fn respond_at_length(
     view: &View,
     packet: &[u8],
     from: SocketAddr,
@@ -230,11 +251,7 @@ fn record(record: &Record<'_>, asked: &Name) -> Option<rr::Record> {
     Some(rr::Record::from_rdata(owner, record.ttl_s, data))
 }
 
-/// Refresh, retry and expire are for secondaries; there are none, every server has the zone by other ways.
 fn soa(start: &Start) -> Option<SOA> {
-    const REFRESH_S: i32 = 3_600;
-    const RETRY_S: i32 = 600;
-    const EXPIRE_S: i32 = 1_209_600;
     let (server, contact) = (wire_name(&start.server)?, wire_name(&start.contact)?);
     let negative = start.negative_ttl_s;
     Some(SOA::new(server, contact, start.serial, REFRESH_S, RETRY_S, EXPIRE_S, negative))
@@ -300,7 +317,7 @@ fn label(code: ResponseCode) -> &'static str {
 
 #[cfg(test)]
 #[path = "packet_test.rs"]
-mod tests;
+pub(super) mod tests;
 
 #[cfg(test)]
 #[path = "rfc8906_test.rs"]

@@ -19,7 +19,7 @@ fn name(text: &str) -> DnsName {
     DnsName::new(text).unwrap()
 }
 
-pub(super) fn mk_view(answers_max: u16, addresses: u8) -> View {
+pub(in crate::dns) fn mk_view(answers_max: u16, addresses: u8) -> View {
     let policy_name = NsName::new("infra", "names");
     let record = |(member, region): (&str, &str)| MemberRecord {
         member: MemberId::new(member).unwrap(),

@@ -32,7 +32,9 @@ fn endpoints(name: &DnsName, set: &PublishedSet) -> Vec<Json> {
         set.addresses.iter().filter(is).map(ToString::to_string).collect()
     };
     let alias = set.alias.iter().map(ToString::to_string).collect();
-    [("A", of(|ip| ip.is_ipv4())), ("AAAA", of(|ip| ip.is_ipv6())), ("CNAME", alias)]
+    let servers = set.servers.iter().map(ToString::to_string).collect();
+    let (v4, v6) = (of(|ip| ip.is_ipv4()), of(|ip| ip.is_ipv6()));
+    [("A", v4), ("AAAA", v6), ("CNAME", alias), ("NS", servers)]
         .into_iter()
         .filter(|(_, targets)| !targets.is_empty())
         .map(|(kind, targets)| {

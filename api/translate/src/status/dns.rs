@@ -80,7 +80,12 @@ fn server(server: &NameServer) -> String {
 
 fn served(facts: &DnsFacts) -> Wanted {
     let all: Vec<&Note> = facts.notes.iter().chain(&facts.refused).collect();
-    let by = facts.publisher.as_ref().map(|id| format!(" through {id}")).unwrap_or_default();
+    let by = match (&facts.publisher, facts.servers.is_empty()) {
+        (None, _) => String::new(),
+        (Some(id), true) => format!(" through {id}"),
+        // Agents answer themselves: what is written is for the parent zone.
+        (Some(id), false) => format!("; {id} writes the delegation"),
+    };
     let Some(first) = all.first() else {
         let message = format!("{} names are answered{by}", facts.names);
         return Wanted::new(keys::CONDITION_SERVED, "True", Reason::AsAsked, message);
@@ -98,6 +103,21 @@ fn served(facts: &DnsFacts) -> Wanted {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn served_says_who_writes_what() {
+        let server = NameServer {
+            name: fairlead_model::dns::DnsName::new("ns-east.example.com").unwrap(),
+            addresses: [].into(),
+        };
+        let publisher = MemberId::new("west").ok();
+        let published = DnsFacts { names: 1, publisher, ..DnsFacts::default() };
+        let delegated = DnsFacts { servers: vec![server], ..published.clone() };
+        let said = |facts: &DnsFacts| served(facts).message;
+        assert_eq!(said(&DnsFacts::default()), "0 names are answered");
+        assert_eq!(said(&published), "1 names are answered through west");
+        assert_eq!(said(&delegated), "1 names are answered; west writes the delegation");
+    }
 
     #[test]
     fn what_the_world_sees_is_a_condition_while_somebody_looks() {

@@ -22,7 +22,7 @@ use crate::{
 /// The agents' port for their own cluster.
 const PORT: u16 = 5354;
 /// Served everywhere.
-const CART: &str = "cart.shop.svc.clusterset.local";
+pub(super) const CART: &str = "cart.shop.svc.clusterset.local";
 /// Served by west alone.
 const CATALOG: &str = "catalog.shop.svc.clusterset.local";
 
@@ -36,7 +36,7 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
 }
 
 impl Stage<'_> {
-    fn inside(&self, member: &str) -> SocketAddr {
+    pub(super) fn inside(&self, member: &str) -> SocketAddr {
         SocketAddr::new(self.server(member).ip(), PORT)
     }
 
@@ -56,7 +56,11 @@ impl Stage<'_> {
     }
 }
 
-async fn cluster_ips(stage: &Stage<'_>, member: &str, name: &str) -> Result<BTreeSet<IpAddr>> {
+pub(super) async fn cluster_ips(
+    stage: &Stage<'_>,
+    member: &str,
+    name: &str,
+) -> Result<BTreeSet<IpAddr>> {
     let key = ObjectKey::new("v1", "Service", shop::NAMESPACE, name);
     let service = stage.fleet.world().member(member)?.objects().get(&key).await?;
     let service = service.with_context(|| format!("{member} has no Service {name}"))?;
@@ -102,7 +106,7 @@ async fn said(stage: &Stage<'_>) -> Result<Finding> {
 }
 
 /// The shop's Gateway with listeners for these names.
-fn gateway(hostnames: &[(&str, &str)]) -> Value {
+pub(super) fn gateway(hostnames: &[(&str, &str)]) -> Value {
     let listener = |(name, hostname): &(&str, &str)| {
         json!({"name": name, "port": 80, "protocol": "HTTP", "hostname": hostname,
             "allowedRoutes": {"namespaces": {"from": "All"}}})

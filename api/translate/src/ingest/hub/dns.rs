@@ -9,7 +9,8 @@ use std::sync::Arc;
 use fairlead_crds as crds;
 use fairlead_crds::keys;
 use fairlead_model::dns::{
-    AnswerPolicy, DnsName, DnsPolicy, DnsTarget, Network, Publish, Strategy, WhenNoneHealthy,
+    AnswerPolicy, Delegation, DnsName, DnsPolicy, DnsTarget, Network, Publish, Strategy,
+    WhenNoneHealthy,
 };
 use fairlead_model::{Json, MemberId, Millis, Note, NsName, Reason};
 use serde::Deserialize as _;
@@ -133,6 +134,10 @@ fn read_policy(name: &NsName, object: &Json) -> Result<DnsPolicy, String> {
         publish: match spec.publish {
             crds::DnsPublish::Authoritative => Publish::Authoritative,
             crds::DnsPublish::ExternalDNS => Publish::ExternalDns,
+        },
+        delegation: match spec.delegation {
+            crds::DnsDelegation::Manual => Delegation::Manual,
+            crds::DnsDelegation::ExternalDNS => Delegation::ExternalDns,
         },
         weights,
         tiers: spec.tiers.iter().flatten().map(tier).collect::<Result<_, _>>()?,
