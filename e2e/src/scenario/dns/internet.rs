@@ -146,17 +146,21 @@ impl Internet {
         let Self { root, parent, resolver, secret, .. } = self;
         let top = format!(
             "$TTL 300\n. SOA a.root. hostmaster.root. 1 3600 600 1209600 60\n. NS a.root.\na.root. A {root}\n\
-             {PARENT}. NS ns.parent.\n{PUBLISHED}. NS ns.parent.\nns.parent. A {parent}\n"
+             {PARENT}. NS ns.{PARENT}.\n{PUBLISHED}. NS ns.{PARENT}.\nns.{PARENT}. A {parent}\n"
         );
-        let zone =
-            "$TTL 300\n@ SOA ns.parent. hostmaster.parent. 1 3600 600 1209600 5\n@ NS ns.parent.\n";
+        // Its server's name lies below the cut, so that the root has to say where it is.
+        let zone = format!(
+            "$TTL 300\n@ SOA ns.{PARENT}. hostmaster.{PARENT}. 1 3600 600 1209600 5\n@ NS ns.{PARENT}.\n"
+        );
+        let own_server = format!("ns A {parent}\n");
         self.write("root/zone", &top)?;
         let own = "zone \".\" { type primary; file \"zone\"; };\n";
         self.write("root/named.conf", &(self.options("root", *root) + own))?;
         let mut config = self.options("parent", *parent);
         config += &format!("key {KEY} {{ algorithm hmac-sha256; secret \"{secret}\"; }};\n");
         for name in [PARENT, PUBLISHED] {
-            self.write(&format!("parent/{name}.zone"), zone)?;
+            let more = if name == PARENT { own_server.as_str() } else { "" };
+            self.write(&format!("parent/{name}.zone"), &(zone.clone() + more))?;
             config += &format!(
                 "zone \"{name}\" {{ type primary; file \"{name}.zone\"; \
                  allow-update {{ key {KEY}; }}; allow-transfer {{ key {KEY}; }}; }};\n"
