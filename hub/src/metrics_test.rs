@@ -22,6 +22,7 @@ fn filled() -> String {
     metrics.count_store(Outcome::Done);
     metrics.count_propagation(Stage::Sent, 20);
     metrics.count_propagation(Stage::Applied, 200);
+    metrics.count_propagation(Stage::Programmed, 400);
     metrics.count_opened();
     metrics.count_ended(Reason::AgentLost);
     metrics.pushes.get_or_create(&PushLabels { form: Form::Full }).inc();
