@@ -248,6 +248,8 @@ impl SessionTask {
         };
         if let Some(epoch) = self.epoch {
             self.link.fleet.close(&member, epoch);
+            let said = self.link.traffic.forget(&member, clock::now());
+            said.into_iter().for_each(|said| self.link.fleet.outcomes(said));
         }
         let told = match end {
             End::Close(close) => {
@@ -342,7 +344,8 @@ impl SessionTask {
                 }
                 Output::Traffic(report) => {
                     let member = &self.session.identity().member;
-                    self.link.traffic.put(member, clock::now(), report);
+                    let said = self.link.traffic.put(member, clock::now(), report);
+                    said.into_iter().for_each(|said| self.link.fleet.outcomes(said));
                 }
                 Output::Overlay(report) => {
                     self.link.fleet.overlay(&self.session.identity().member, report);

@@ -85,6 +85,7 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&data_dir)?);
     let (queue, exporter) = open_backend(&args)?;
     let tracer = Tracer::new(queue.clone(), args.trace_ratio, spans::resource());
+    let traffic = Arc::new(Traffic::new(args.passive()));
     let hub = Hub {
         args,
         started_at: clock::now(),
@@ -93,7 +94,7 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
         objects: Arc::default(),
         metrics: Arc::new(Metrics::new(queue.as_deref().map(Queue::counts))),
         tracer,
-        traffic: Arc::default(),
+        traffic,
         current: Arc::default(),
         decided: Arc::default(),
         start: Arc::default(),

@@ -1,11 +1,13 @@
 //! What gateways did in the last seconds, as the agents tell: for `fairlead top` and `explain`.
 //!
-//! Owns the newest report of each member and nothing older. Never a reason to plan: passive evidence
-//! has no say until it is proven.
+//! Owns the newest report of each member, and, where a person asked for it, what outcomes say of members'
+//! doors ([`fairlead_hub_core::passive`]). Never a reason to plan by itself.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use fairlead_hub_core::passive::{Passive, Thresholds};
+use fairlead_model::health::ProbeReport;
 use fairlead_model::recipe::{Faults, Recipe, Serve, WEIGHT_SUM};
 use fairlead_model::traffic::{Flow, FlowCounts, TrafficReport};
 use fairlead_model::view::FlowView;
@@ -21,15 +23,39 @@ const FRESH_MS: u64 = 20_000;
 #[derive(Debug, Default)]
 pub struct Traffic {
     reports: Mutex<BTreeMap<MemberId, (Millis, TrafficReport)>>,
+    /// None: outcomes are no evidence.
+    passive: Option<Mutex<Passive>>,
 }
 
 impl Traffic {
-    /// Takes a report in.
-    pub fn put(&self, member: &MemberId, now: Millis, report: TrafficReport) {
+    /// With thresholds outcomes are evidence.
+    pub fn new(thresholds: Option<Thresholds>) -> Self {
+        let passive = thresholds.map(|thresholds| Mutex::new(Passive::new(thresholds)));
+        Self { passive, ..Self::default() }
+    }
+
+    /// Takes a report in; gives what outcomes say of members' doors, if that is asked for.
+    pub fn put(
+        &self,
+        member: &MemberId,
+        now: Millis,
+        report: TrafficReport,
+    ) -> Option<ProbeReport> {
+        let said = self.passive.as_ref().map(|passive| {
+            let mut passive = passive.lock().unwrap_or_else(PoisonError::into_inner);
+            passive.report(member, &report, now).clone()
+        });
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.insert(member.clone(), (now, report));
         // Of members that are gone nothing is heard again.
         reports.retain(|_, (at, _)| now.since(*at) < FRESH_MS);
+        said
+    }
+
+    /// A member's stream is gone; gives what is left of what outcomes say.
+    pub fn forget(&self, member: &MemberId, now: Millis) -> Option<ProbeReport> {
+        let mut passive = self.passive.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(passive.forget(member, now).clone())
     }
 
     /// Rates of now, by route, rule, backend, entry, target.
