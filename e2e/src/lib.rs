@@ -13,6 +13,7 @@ pub mod echo;
 pub mod fault;
 pub mod fleet;
 pub mod gateway;
+pub mod grpc;
 pub mod http1;
 pub mod jaeger;
 pub mod kubelet;
