@@ -12,6 +12,7 @@ mod resource;
 use anyhow::Result;
 use futures::future::BoxFuture;
 
+pub(crate) use self::resource::usage;
 use crate::{
     report::{self, Row},
     world::{World, WorldSpec},

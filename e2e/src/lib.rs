@@ -21,6 +21,7 @@ pub mod launch;
 pub mod load;
 pub mod net;
 pub mod object;
+pub mod otlp;
 pub mod path;
 pub mod pki;
 pub mod process;

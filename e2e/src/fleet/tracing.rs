@@ -95,21 +95,36 @@ pub struct Sent {
     pub answer: Option<Answer>,
 }
 
+/// How long an answer may take.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+impl Sent {
+    /// A trace of its own, before anything was answered.
+    pub fn unanswered() -> Self {
+        let trace = format!("{:032x}", rand::random::<u128>().max(1));
+        let client = format!("{:016x}", rand::random::<u64>().max(1));
+        Self { trace, client, answer: None }
+    }
+
+    /// The header that makes a request a part of it.
+    pub fn traceparent(&self) -> String {
+        format!("00-{}-{}-01", self.trace, self.client)
+    }
+}
+
 /// Sends one request as a part of a trace of its own.
 pub async fn send(address: SocketAddr, path: &str) -> Sent {
-    let trace = format!("{:032x}", rand::random::<u128>().max(1));
-    let client = format!("{:016x}", rand::random::<u64>().max(1));
+    let mut sent = Sent::unanswered();
     let asked = async {
         let request = Request::get(path)
             .header("host", shop::HOST)
-            .header("traceparent", format!("00-{trace}-{client}-01"))
+            .header("traceparent", sent.traceparent())
             .body(Empty::<Bytes>::new())?;
-        let answer =
-            tokio::time::timeout(Duration::from_secs(2), http1::send(address, request)).await??;
+        let answer = tokio::time::timeout(ANSWER_LIMIT, http1::send(address, request)).await??;
         anyhow::Ok(serde_json::from_slice(answer.body())?)
     };
-    let answer = asked.await.ok();
-    Sent { trace, client, answer }
+    sent.answer = asked.await.ok();
+    sent
 }
 
 #[cfg(test)]

@@ -170,6 +170,6 @@ fn host(side: Side) -> String {
     format!("grpc.{}", side.domain())
 }
 
-fn team_header<'a>(team: Option<&'a str>) -> Vec<(&'static str, &'a str)> {
+fn team_header(team: Option<&str>) -> Vec<(&'static str, &str)> {
     team.map(|team| ("x-team", team)).into_iter().collect()
 }
