@@ -93,6 +93,8 @@ pub struct Sent {
     /// The span id that we claim.
     pub client: String,
     pub answer: Option<Answer>,
+    /// Why there is none.
+    pub failed: Option<String>,
 }
 
 /// How long an answer may take.
@@ -103,7 +105,7 @@ impl Sent {
     pub fn unanswered() -> Self {
         let trace = format!("{:032x}", rand::random::<u128>().max(1));
         let client = format!("{:016x}", rand::random::<u64>().max(1));
-        Self { trace, client, answer: None }
+        Self { trace, client, answer: None, failed: None }
     }
 
     /// The header that makes a request a part of it.
@@ -121,9 +123,12 @@ pub async fn send(address: SocketAddr, path: &str) -> Sent {
             .header("traceparent", sent.traceparent())
             .body(Empty::<Bytes>::new())?;
         let answer = tokio::time::timeout(ANSWER_LIMIT, http1::send(address, request)).await??;
-        anyhow::Ok(serde_json::from_slice(answer.body())?)
+        let status = answer.status();
+        serde_json::from_slice(answer.body()).with_context(|| format!("no echo, but {status}"))
     };
-    sent.answer = asked.await.ok();
+    let answer = asked.await;
+    sent.failed = answer.as_ref().err().map(|error| format!("{error:#}"));
+    sent.answer = answer.ok();
     sent
 }
 

@@ -3,14 +3,18 @@
 //! The service runs in west and south only and requests come in at east, so every one of them crosses.
 //! Half of them are HTTP, half are gRPC; south, all of it, is killed half way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, stream};
-use hyper::client::conn::http2::SendRequest;
 use serde_json::json;
 
-use super::{AT_ONCE, EAST, SOUTH, Sent, Stage, WEST, entries, entry_span, send, traces};
+use super::{
+    ANSWER_LIMIT, AT_ONCE, EAST, SOUTH, Sent, Stage, WEST, entries, entry_span, send, traces,
+};
 use crate::{
     backend::Echo,
     echo::Answer,
@@ -82,29 +86,31 @@ impl Protocol {
     }
 }
 
-/// East's gateway, for both protocols.
-struct Entry {
-    address: std::net::SocketAddr,
-    grpc: SendRequest<grpc::Body>,
-}
+/// East's gateway, for both protocols. Every request has a connection of its own: what is kept ends
+/// when the gateway gets another listener.
+struct Entry(SocketAddr);
 
 impl Entry {
     async fn send(&self, protocol: Protocol) -> Sent {
         match protocol {
-            Protocol::Http => send(self.address, PATH).await,
+            Protocol::Http => send(self.0, PATH).await,
             Protocol::Grpc => {
                 let mut sent = Sent::unanswered();
-                sent.answer = self.call(&sent.traceparent()).await.ok();
+                let answer = self.call(&sent.traceparent()).await;
+                sent.failed = answer.as_ref().err().map(|error| format!("{error:#}"));
+                sent.answer = answer.ok();
                 sent
             }
         }
     }
 
     async fn call(&self, traceparent: &str) -> Result<Answer> {
-        let headers = [("traceparent", traceparent)];
-        let mut sender = self.grpc.clone();
-        let told = grpc::unary(&mut sender, GRPC_HOST, METHOD, &headers);
-        let told = tokio::time::timeout(super::ANSWER_LIMIT, told).await??;
+        let called = async {
+            let mut sender = grpc::connect(self.0).await?;
+            grpc::unary(&mut sender, GRPC_HOST, METHOD, &[("traceparent", traceparent)]).await
+        };
+        let told = tokio::time::timeout(ANSWER_LIMIT, called).await??;
+        ensure!(told.status == "0", "status {}", told.status);
         serde_json::from_value(told.answer).context("no echo answered")
     }
 
@@ -120,8 +126,7 @@ impl Entry {
 
 pub(super) async fn play(stage: &Stage<'_>) -> Result<Finding> {
     set_up(stage).await.context("setting up what is only abroad")?;
-    let address = entries(stage, &[EAST]).await?[0];
-    let entry = Entry { address, grpc: grpc::connect(address).await? };
+    let entry = Entry(entries(stage, &[EAST]).await?[0]);
     wait_both_answer(&entry).await?;
     let faults = stage.fleet.world().fault();
     let mut sent = entry.send_many(REQUESTS / 2).await;
@@ -158,7 +163,13 @@ async fn wait_both_answer(entry: &Entry) -> Result<()> {
         for (protocol, sent) in &sent {
             match &sent.answer {
                 Some(answer) => answered.insert((protocol, answer.identity.cluster.as_str())),
-                None => return Ok(Look::Not(format!("a request by {} failed", protocol.name()))),
+                None => {
+                    let why = sent.failed.as_deref().unwrap_or_default();
+                    return Ok(Look::Not(format!(
+                        "a request by {} failed: {why}",
+                        protocol.name()
+                    )));
+                }
             };
         }
         Ok(match answered.len() == 4 {
