@@ -125,8 +125,8 @@ fn spans_of_our_own_probes_go_no_further() {
     let sum = enrich(&mut request, &known(), &Strip::default(), &mut Sums::default());
     assert_eq!(sum, Enriched { probes: 2, ..Enriched::default() });
     assert!(request.resource_spans.is_empty());
-    assert!(!super::is_probe_route("httproute/fairlead-system/shop.readiness/rule/0"));
-    assert!(!super::is_probe_route("httproute/shop/readiness/rule/0"));
+    assert!(!is_probe_route("httproute/fairlead-system/shop.readiness/rule/0"));
+    assert!(!is_probe_route("httproute/shop/readiness/rule/0"));
 }
 
 #[test]
