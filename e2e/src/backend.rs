@@ -28,6 +28,8 @@ pub struct Echo {
     pub replicas: u8,
     /// `kubernetes.io/h2c` for gRPC; `None` leaves the Service's port without one.
     pub app_protocol: Option<String>,
+    /// Where it sends spans, OTLP over HTTP; in members of the harness only.
+    pub spans_to: Option<SocketAddr>,
 }
 
 impl Echo {
@@ -38,12 +40,19 @@ impl Echo {
             version: version.into(),
             replicas,
             app_protocol: None,
+            spans_to: None,
         }
     }
 
     #[must_use]
     pub fn app_protocol(mut self, protocol: &str) -> Self {
         self.app_protocol = Some(protocol.into());
+        self
+    }
+
+    #[must_use]
+    pub fn spans_to(mut self, address: SocketAddr) -> Self {
+        self.spans_to = Some(address);
         self
     }
 }
@@ -187,7 +196,7 @@ impl World {
 fn mk_backend(cluster: &Cluster, echo: &Echo, port: u16) -> Result<Backend> {
     let local = cluster.local()?;
     let address = SocketAddr::from((local.address, port));
-    let argv = [
+    let mut argv = vec![
         path::own_program().display().to_string(),
         "echo".into(),
         format!("--listen=0.0.0.0:{port}"),
@@ -195,8 +204,8 @@ fn mk_backend(cluster: &Cluster, echo: &Echo, port: u16) -> Result<Backend> {
         format!("--service={}", echo.name),
         format!("--version={}", echo.version),
     ];
-    let launch =
-        Launch { argv: argv.to_vec(), netns: Some(local.namespace.clone()), ..Launch::default() };
+    argv.extend(echo.spans_to.map(|to| format!("--spans-to={to}")));
+    let launch = Launch { argv, netns: Some(local.namespace.clone()), ..Launch::default() };
     let log = local.logs.join(format!("{}-echo-{}.log", cluster.name(), echo.name));
     let unit = Unit::new(format!("echo {} of {}", echo.name, cluster.name()), log, launch);
     Ok(Backend { unit, address })

@@ -13,6 +13,7 @@ mod store;
 use anyhow::Result;
 use futures::future::BoxFuture;
 
+pub(crate) use self::resource::usage;
 use crate::{
     report::{self, Row},
     world::{World, WorldSpec},

@@ -146,6 +146,9 @@ struct EchoArgs {
     /// Files whose text is part of every answer
     #[arg(long, value_name = "FILE")]
     show: Vec<PathBuf>,
+    /// Where OTLP over HTTP takes spans of requests that are traced
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    spans_to: Option<SocketAddr>,
 }
 
 #[derive(Args)]
@@ -461,7 +464,8 @@ async fn verify_all(steps: Vec<String>) -> Result<ExitCode> {
 
 async fn echo(args: EchoArgs) -> Result<ExitCode> {
     let identity = Identity { cluster: args.cluster, service: args.service, version: args.version };
-    match echo::serve(args.listen, echo::Echo { identity, files: args.show }).await? {}
+    let echo = echo::Echo { identity, files: args.show, spans_to: args.spans_to };
+    match echo::serve(args.listen, echo).await? {}
 }
 
 async fn send_load(args: LoadArgs) -> Result<ExitCode> {

@@ -7,7 +7,10 @@
 mod stream;
 mod wish;
 
-use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc,
+    time::SystemTime,
+};
 
 use anyhow::{Context, Result};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -23,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) use self::stream::UPGRADE_CLUSTER;
 use self::wish::{Tally, Wish};
+use crate::otlp::Span;
 
 /// Who an echo backend says it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,11 +59,12 @@ pub struct Answer {
     pub files: BTreeMap<String, String>,
 }
 
-/// Who an echo is, and files whose text it adds to its answers.
+/// Who an echo is, files whose text it adds to its answers, and where it sends spans of traced requests.
 #[derive(Clone, Debug)]
 pub struct Echo {
     pub identity: Identity,
     pub files: Vec<PathBuf>,
+    pub spans_to: Option<SocketAddr>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -114,6 +119,7 @@ async fn answer(
     if stream::is_grpc_stream(&request) {
         return stream::grpc_stream(&echo.identity, request);
     }
+    let start = SystemTime::now();
     let wish = Wish::of(request.uri().query().unwrap_or_default());
     let attempt = wish.key.as_ref().map_or(0, |key| tally.count(key));
     let (parts, body) = request.into_parts();
@@ -121,6 +127,7 @@ async fn answer(
     let body_bytes = body.map_or(0, |body| body.to_bytes().len());
     let uri_host = parts.uri.host().map(str::to_owned);
     let host = parts.headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let name = echo.identity.service.clone();
     let answer = Answer {
         identity: echo.identity,
         replica,
@@ -135,6 +142,15 @@ async fn answer(
         files: read(&echo.files),
     };
     tokio::time::sleep(wish.delay).await;
+    if let Some(to) = echo.spans_to
+        && let Some(span) = Span::of_server(&name, &parts.method, &parts.headers, start)
+    {
+        tokio::spawn(async move {
+            if let Err(error) = span.send(to).await {
+                eprintln!("sending a span: {error:#}");
+            }
+        });
+    }
     let json = serde_json::to_vec(&answer).unwrap_or_default();
     let kind = parts.headers.get("content-type").and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
@@ -220,7 +236,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let identity =
             Identity { cluster: "east".into(), service: "cart".into(), version: "v1".into() };
-        let echo = Echo { identity, files: Vec::new() };
+        let echo = Echo { identity, files: Vec::new(), spans_to: None };
         let tally = Arc::new(Tally::default());
         tokio::spawn(async move {
             loop {

@@ -1,12 +1,12 @@
 //! One HTTP/1.1 request over a connection of its own, for probes and single looks.
 
-use std::net::SocketAddr;
+use std::{convert::Infallible, net::SocketAddr};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::{body::Body, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -26,10 +26,25 @@ pub async fn send(address: SocketAddr, request: Request<Empty<Bytes>>) -> Result
     send_over(stream, request).await
 }
 
-/// The same over a stream that is there already, TLS for example.
+/// Posts a body and reads the whole answer.
+pub async fn post(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Response<Bytes>> {
+    let stream =
+        TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
+    exchange(stream, request).await
+}
+
+/// Sends a request over a stream that is there already, TLS for example.
 pub async fn send_over<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Response<Bytes>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    exchange(stream, request).await
+}
+
+async fn exchange<S, B>(stream: S, request: Request<B>) -> Result<Response<Bytes>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.context("starting HTTP")?;

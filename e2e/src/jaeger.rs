@@ -28,6 +28,7 @@ use crate::{
 const OTLP_PORT: u16 = 4317;
 const OTLP_HTTP_PORT: u16 = 4318;
 const QUERY_PORT: u16 = 16686;
+const METRICS_PORT: u16 = 8888;
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running Jaeger, or a killed one.
@@ -135,6 +136,10 @@ impl Span {
     pub fn parent(&self) -> Option<&str> {
         let parent = self.references.iter().find(|reference| reference.ref_type == "CHILD_OF");
         parent.map(|reference| reference.span_id.as_str())
+    }
+
+    pub fn tags(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.tags.iter().map(|tag| (tag.key.as_str(), &tag.value))
     }
 
     pub fn tag(&self, key: &str) -> Option<&Value> {
@@ -249,10 +254,53 @@ impl Jaeger {
         self.ask(&path).await
     }
 
+    /// How many spans it has taken since it was started, by its own count.
+    pub async fn accepted(&self) -> Result<u64> {
+        let request =
+            Request::get("/metrics").header("host", "jaeger").body(Empty::<Bytes>::new())?;
+        let answer = http1::send((self.address, METRICS_PORT).into(), request).await?;
+        ensure!(answer.status() == 200, "Jaeger's metrics are answered {}", answer.status());
+        accepted_of(&String::from_utf8_lossy(answer.body()))
+    }
+
     /// Who called whom in the last hour.
     pub async fn dependencies(&self) -> Result<Vec<Dependency>> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
         let path = format!("/api/dependencies?endTs={}&lookback=3600000", now.as_millis());
         self.ask(&path).await
+    }
+}
+
+/// Over all ways in; none yet is none at all.
+fn accepted_of(metrics: &str) -> Result<u64> {
+    let lines = metrics.lines().filter(|line| line.starts_with("otelcol_receiver_accepted_spans"));
+    let mut sum = 0.0;
+    for line in lines {
+        let value = line.rsplit(' ').next().unwrap_or_default();
+        sum += value.parse::<f64>().with_context(|| format!("reading {line:?}"))?;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a count of some thousands"
+    )]
+    Ok(sum as u64)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_of_all_ways_in_are_counted() {
+        let text = "\
+# TYPE otelcol_receiver_accepted_spans counter
+otelcol_receiver_accepted_spans{receiver=\"otlp\",transport=\"grpc\"} 31092
+otelcol_receiver_accepted_spans{receiver=\"otlp\",transport=\"http\"} 2
+otelcol_receiver_refused_spans{receiver=\"otlp\",transport=\"http\"} 7
+";
+        assert_eq!(accepted_of(text).unwrap(), 31_094);
+        assert_eq!(accepted_of("").unwrap(), 0);
     }
 }

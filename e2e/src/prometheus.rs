@@ -4,7 +4,7 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -169,6 +169,18 @@ impl Prometheus {
         rules.map(|rule| Ok(serde_json::from_value(rule.clone())?)).collect()
     }
 
+    /// How many series a query has found at any time since then.
+    pub async fn query_since(&self, query: &str, since: SystemTime) -> Result<usize> {
+        let unix = |time: SystemTime| anyhow::Ok(time.duration_since(UNIX_EPOCH)?.as_secs());
+        let (start, end) = (unix(since)?, unix(SystemTime::now())?);
+        let query = escaped(query);
+        let path =
+            format!("/api/v1/query_range?query={query}&start={start}&end={end}&step={STEP_S}");
+        let data: Value = self.ask(&path).await?;
+        let found = data["result"].as_array().context("a range finds no list of series")?;
+        Ok(found.len())
+    }
+
     /// The values that a query finds now.
     pub async fn query(&self, query: &str) -> Result<Vec<f64>> {
         let path = format!("/api/v1/query?query={}", escaped(query));
@@ -183,6 +195,9 @@ impl Prometheus {
             .collect()
     }
 }
+
+/// Steps of a question about a time that is past.
+const STEP_S: u64 = 5;
 
 fn config_of(targets: &Targets, rules: &Path) -> Value {
     let job = |name: &str, targets: &[String]| json!({"job_name": name, "static_configs": [{"targets": targets}]});

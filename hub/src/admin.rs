@@ -24,7 +24,7 @@ use crate::conductor::Current;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::metrics::look::Figures;
-use crate::traffic::Traffic;
+use crate::traffic::{Traffic, weigh};
 use crate::view::Look;
 use crate::watch::{Objects, Progress};
 
@@ -172,7 +172,9 @@ async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Respons
 }
 
 async fn traffic(State(admin): State<Arc<Admin>>) -> Json<Vec<FlowView>> {
-    Json(admin.traffic.flows(clock::now()))
+    let mut flows = admin.traffic.flows(clock::now());
+    admin.look(|look| weigh(&mut flows, look));
+    Json(flows)
 }
 
 #[derive(Deserialize)]

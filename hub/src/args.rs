@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use fairlead_hub_core::passive::Thresholds;
 use fairlead_telemetry::settings::BackendArgs;
 
 use crate::store::EtcdOptions;
@@ -54,6 +55,13 @@ pub struct RunArgs {
     /// Resolver to ask for that, as ADDRESS:PORT, instead of the pod's own. May be given several times.
     #[arg(long, env = "FAIRLEAD_DNS_RESOLVER", value_delimiter = ',')]
     pub dns_resolver: Vec<SocketAddr>,
+    /// Percent of the requests to a member that must fail, by gateways' spans, to speak against it as one
+    /// witness does. 0: outcomes are no evidence.
+    #[arg(long, default_value_t = 0, env = "FAIRLEAD_PASSIVE_FAILED_PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub passive_failed_percent: u8,
+    /// Requests from an entry to a member in 15 seconds below which their outcomes say nothing.
+    #[arg(long, default_value_t = 20, env = "FAIRLEAD_PASSIVE_REQUESTS_MIN")]
+    pub passive_requests_min: u64,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "FAIRLEAD_LOG_FORMAT")]
     pub log_format: LogFormat,
@@ -103,6 +111,15 @@ impl EtcdArgs {
             user: self.user.clone(),
             password_file: self.password_file.clone(),
         })
+    }
+}
+
+impl RunArgs {
+    /// When outcomes of requests are evidence; none when they are not.
+    pub fn passive(&self) -> Option<Thresholds> {
+        let (failed_percent, requests_min) =
+            (self.passive_failed_percent, self.passive_requests_min);
+        (failed_percent > 0).then_some(Thresholds { failed_percent, requests_min })
     }
 }
 

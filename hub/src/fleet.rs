@@ -351,6 +351,13 @@ impl Fleet {
         }
     }
 
+    /// What outcomes of requests say of members' doors: the hub's own word among the witnesses.
+    pub fn outcomes(&self, said: ProbeReport) {
+        if self.lock().health.report_own(said, clock::now()) == Changed::Yes {
+            self.changed.mark();
+        }
+    }
+
     /// These members should hold these bundles; streams are told of what differs.
     pub fn want(&self, bundles: BTreeMap<MemberId, Wanted>) {
         let mut state = self.lock();

@@ -199,7 +199,15 @@ struct SessionTask {
     orders: Option<watch::Receiver<Orders>>,
     epoch: Option<u64>,
     /// The newest plan whose way to the member was counted.
-    told: Option<PlanNumber>,
+    told: Option<Told>,
+}
+
+/// What was counted of a plan.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    number: PlanNumber,
+    /// Its routes were said to be accepted.
+    programmed: bool,
 }
 
 /// How a stream ends.
@@ -240,6 +248,8 @@ impl SessionTask {
         };
         if let Some(epoch) = self.epoch {
             self.link.fleet.close(&member, epoch);
+            let said = self.link.traffic.forget(&member, clock::now());
+            said.into_iter().for_each(|said| self.link.fleet.outcomes(said));
         }
         let told = match end {
             End::Close(close) => {
@@ -322,7 +332,6 @@ impl SessionTask {
                 }
                 Output::Confirmed => self.link.fleet.confirm(&self.session.identity().member),
                 Output::Applied(report) => {
-                    self.link.metrics.count_applied(&report);
                     self.tell_propagation(&report);
                     self.link.fleet.applied(&self.session.identity().member, report);
                 }
@@ -335,7 +344,8 @@ impl SessionTask {
                 }
                 Output::Traffic(report) => {
                     let member = &self.session.identity().member;
-                    self.link.traffic.put(member, clock::now(), report);
+                    let said = self.link.traffic.put(member, clock::now(), report);
+                    said.into_iter().for_each(|said| self.link.fleet.outcomes(said));
                 }
                 Output::Overlay(report) => {
                     self.link.fleet.overlay(&self.session.identity().member, report);
@@ -353,19 +363,29 @@ impl SessionTask {
         }
     }
 
-    /// How long it took from a change to a plan that is in place, once for each plan.
+    /// How long it took from a change to a plan that is in place, and to routes that gateways have
+    /// taken: once for each plan.
     fn tell_propagation(&mut self, report: &ApplyReport) {
         let member = &self.session.identity().member;
-        let sent = self.session.sent() == Some(report.number);
-        if !report.complete || !sent || self.told == Some(report.number) {
+        let metrics = &self.link.metrics;
+        let told = self.told.filter(|told| told.number == report.number);
+        // That gateways have taken it is no news of what became of the plan.
+        if told.is_none_or(|told| told.programmed == report.programmed) {
+            metrics.count_applied(report);
+        }
+        if !report.complete || self.session.sent() != Some(report.number) {
             return;
         }
-        self.told = Some(report.number);
-        if let Some(wanted) = self.link.fleet.wanted(member)
-            && report.written > 0
-        {
-            let took_ms = clock::now().since(wanted.caused_at);
-            self.link.metrics.count_propagation(Stage::Applied, took_ms);
+        self.told = Some(Told { number: report.number, programmed: report.programmed });
+        let Some(wanted) = self.link.fleet.wanted(member).filter(|_| report.written > 0) else {
+            return;
+        };
+        let took_ms = clock::now().since(wanted.caused_at);
+        if told.is_none() {
+            metrics.count_propagation(Stage::Applied, took_ms);
+        }
+        if report.programmed && told.is_none_or(|told| !told.programmed) {
+            metrics.count_propagation(Stage::Programmed, took_ms);
         }
     }
 

@@ -80,6 +80,8 @@ pub enum Stage {
     Sent,
     /// The member has written it.
     Applied,
+    /// The member's gateways have accepted its routes.
+    Programmed,
 }
 
 impl EncodeLabelValue for Stage {
@@ -87,6 +89,7 @@ impl EncodeLabelValue for Stage {
         let name = match self {
             Self::Sent => "sent",
             Self::Applied => "applied",
+            Self::Programmed => "programmed",
         };
         name.encode(encoder)
     }
@@ -241,8 +244,8 @@ impl Metrics {
         registry.register("plans", "Plans made", m.plans.clone());
         let (name, help) = ("plan_duration", "Time to read, plan and render");
         registry.register_with_unit(name, help, Unit::Seconds, m.plan_seconds.clone());
-        let help = "From a change in the hub to a member's stream (sent), and to its last write \
-                    there (applied)";
+        let help = "From a change in the hub to a member's stream (sent), to its last write there \
+                    (applied), and to the gateways' acceptance of its routes (programmed)";
         let propagation = m.propagation_seconds.clone();
         registry.register_with_unit("propagation", help, Unit::Seconds, propagation);
         registry.register("pushes", "Bundles sent, by form", m.pushes.clone());

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use fairlead_telemetry::{lint, metrics};
+use fairlead_telemetry::lint;
 
 fn text(metrics: &Metrics) -> String {
     metrics.encode(&Figures::default()).unwrap()
@@ -22,6 +22,7 @@ fn filled() -> String {
     metrics.count_store(Outcome::Done);
     metrics.count_propagation(Stage::Sent, 20);
     metrics.count_propagation(Stage::Applied, 200);
+    metrics.count_propagation(Stage::Programmed, 400);
     metrics.count_opened();
     metrics.count_ended(Reason::AgentLost);
     metrics.pushes.get_or_create(&PushLabels { form: Form::Full }).inc();
@@ -40,31 +41,12 @@ fn a_removed_member_is_not_counted_any_more() {
 }
 
 #[test]
-fn promtool_would_find_nothing_to_say() {
-    let (_, text) = metrics::negotiate(None, filled());
-    assert_eq!(lint::problems(&text), Vec::<String>::new(), "{text}");
-}
-
-#[test]
-fn every_metric_shows_in_the_test_of_names() {
-    let open = filled();
-    for name in metrics::names(&open) {
-        let sample = |line: &str| line.starts_with(&name) && !line.starts_with('#');
-        assert!(open.lines().any(sample), "{name} has no sample");
-    }
-}
-
-#[test]
-fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
-    let open = filled();
-    for text in [
+fn promtool_alerts_and_dashboard_would_find_nothing_to_say() {
+    let askers = [
         include_str!("../../deploy/chart/hub/alerts.yaml"),
         include_str!("../../deploy/chart/hub/dashboard.json"),
-    ] {
-        assert!(text.contains("fairlead_hub_"));
-        let unknown = metrics::unknown_names(text, "fairlead_hub_", &open);
-        assert!(unknown.is_empty(), "{unknown:?}");
-    }
+    ];
+    assert_eq!(lint::registry_problems(&filled(), "fairlead_hub_", &askers), [""; 0]);
 }
 
 #[test]

@@ -83,6 +83,7 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
     let store = open_store(&args).await?;
     let (queue, exporter) = open_backend(&args)?;
     let tracer = Tracer::new(queue.clone(), args.trace_ratio, spans::resource());
+    let traffic = Arc::new(Traffic::new(args.passive()));
     let hub = Hub {
         args,
         started_at: clock::now(),
@@ -91,7 +92,7 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
         objects: Arc::default(),
         metrics: Arc::new(Metrics::new(queue.as_deref().map(Queue::counts))),
         tracer,
-        traffic: Arc::default(),
+        traffic,
         current: Arc::default(),
         decided: Arc::default(),
         start: Arc::default(),

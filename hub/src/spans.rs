@@ -62,7 +62,8 @@ pub fn record_round(tracer: &Tracer, round: &Round<'_>) {
 /// What witnesses say, in words: `east: TimedOut, south: Reachable`.
 fn evidence(health: &MemberHealth) -> String {
     let said = health.witnesses.iter().map(|(peer, it)| format!("{peer}: {:?}", it.reach));
-    said.collect::<Vec<_>>().join(", ")
+    let own = health.own.iter().map(|it| format!("requests: {:?}", it.reach));
+    said.chain(own).collect::<Vec<_>>().join(", ")
 }
 
 /// Records that a bundle was given to a member's stream.

@@ -1,14 +1,20 @@
 //! What gateways did in the last seconds, as the agents tell: for `fairlead top` and `explain`.
 //!
-//! Owns the newest report of each member and nothing older. Never a reason to plan: passive evidence
-//! has no say until it is proven.
+//! Owns the newest report of each member, and, where a person asked for it, what outcomes say of members'
+//! doors ([`fairlead_hub_core::passive`]). Never a reason to plan by itself.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use fairlead_hub_core::passive::{Passive, Thresholds};
+use fairlead_model::health::ProbeReport;
+use fairlead_model::recipe::{Faults, Recipe, Serve, WEIGHT_SUM};
 use fairlead_model::traffic::{Flow, FlowCounts, TrafficReport};
 use fairlead_model::view::FlowView;
-use fairlead_model::{MemberId, Millis};
+use fairlead_model::{MemberId, Millis, RouteKey};
+
+use crate::metrics::look::healthy;
+use crate::view::Look;
 
 /// A report that is older says nothing of now.
 const FRESH_MS: u64 = 20_000;
@@ -17,15 +23,39 @@ const FRESH_MS: u64 = 20_000;
 #[derive(Debug, Default)]
 pub struct Traffic {
     reports: Mutex<BTreeMap<MemberId, (Millis, TrafficReport)>>,
+    /// None: outcomes are no evidence.
+    passive: Option<Mutex<Passive>>,
 }
 
 impl Traffic {
-    /// Takes a report in.
-    pub fn put(&self, member: &MemberId, now: Millis, report: TrafficReport) {
+    /// With thresholds outcomes are evidence.
+    pub fn new(thresholds: Option<Thresholds>) -> Self {
+        let passive = thresholds.map(|thresholds| Mutex::new(Passive::new(thresholds)));
+        Self { passive, ..Self::default() }
+    }
+
+    /// Takes a report in; gives what outcomes say of members' doors, if that is asked for.
+    pub fn put(
+        &self,
+        member: &MemberId,
+        now: Millis,
+        report: TrafficReport,
+    ) -> Option<ProbeReport> {
+        let said = self.passive.as_ref().map(|passive| {
+            let mut passive = passive.lock().unwrap_or_else(PoisonError::into_inner);
+            passive.report(member, &report, now).clone()
+        });
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.insert(member.clone(), (now, report));
         // Of members that are gone nothing is heard again.
         reports.retain(|_, (at, _)| now.since(*at) < FRESH_MS);
+        said
+    }
+
+    /// A member's stream is gone; gives what is left of what outcomes say.
+    pub fn forget(&self, member: &MemberId, now: Millis) -> Option<ProbeReport> {
+        let mut passive = self.passive.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(passive.forget(member, now).clone())
     }
 
     /// Rates of now, by route, rule, backend, entry, target.
@@ -55,6 +85,67 @@ fn view(entry: &MemberId, report: &TrafficReport, flow: &Flow, counts: &FlowCoun
         error_share: counts.errors as f64 / counts.requests.max(1) as f64,
         p50_ms: counts.latency_ms(0.5),
         p99_ms: counts.latency_ms(0.99),
+        asked: None,
+        effective: None,
+    }
+}
+
+/// Adds the weights by which the newest plan leads there, and those in force with health and overlays.
+pub fn weigh(flows: &mut [FlowView], look: &Look<'_>) {
+    let Some(planned) = look.current.planned.as_deref() else { return };
+    let mut known: BTreeMap<(String, u16, MemberId), Option<Weights>> = BTreeMap::new();
+    for flow in flows {
+        let rule = (flow.route.clone(), flow.rule, flow.entry.clone());
+        let weights = known.entry(rule).or_insert_with(|| {
+            let route: RouteKey = flow.route.parse().ok()?;
+            let entry = planned.decisions.get(&route)?.entries.get(&flow.entry)?;
+            let rule = entry.rules.get(usize::from(flow.rule))?;
+            let out = look.members.get(&flow.entry).map(|now| &now.said.overlay.out);
+            let unreachable = out.into_iter().flat_map(BTreeMap::keys).cloned().collect();
+            Some(Weights::of(&rule.recipe, &Faults { unreachable, ..Faults::default() }))
+        });
+        let Some(weights) = weights else { continue };
+        flow.asked = Weights::share(&weights.asked, flow);
+        flow.effective = Weights::share(&weights.effective, flow);
+    }
+}
+
+/// Weights of one rule of one entry, by backend and member.
+#[derive(Debug, PartialEq)]
+struct Weights {
+    asked: BTreeMap<(String, MemberId), u32>,
+    effective: BTreeMap<(String, MemberId), u32>,
+}
+
+impl Weights {
+    fn of(recipe: &Recipe, faults: &Faults) -> Self {
+        let by_member = |weights: &[u32]| {
+            let mut found = BTreeMap::new();
+            for backend in &recipe.backends {
+                let Serve::Members { service, port, tiers, .. } = &backend.serve else { continue };
+                for candidate in tiers.iter().flat_map(|tier| &tier.candidates) {
+                    let weight = weights.get(usize::from(candidate.slot)).copied().unwrap_or(0);
+                    let name = (format!("{service}:{port}"), candidate.member.clone());
+                    *found.entry(name).or_default() += weight;
+                }
+            }
+            found
+        };
+        Self {
+            asked: by_member(&fairlead_weights::divide(&healthy(recipe), &Faults::default())),
+            effective: by_member(&fairlead_weights::divide(recipe, faults)),
+        }
+    }
+
+    /// Of a flow whose backend is not known: of all backends together.
+    fn share(weights: &BTreeMap<(String, MemberId), u32>, flow: &FlowView) -> Option<f64> {
+        let is_it = |(backend, member): &(String, MemberId)| {
+            *member == flow.target && (flow.backend.is_empty() || *backend == flow.backend)
+        };
+        let found: Vec<u32> =
+            weights.iter().filter(|(name, _)| is_it(name)).map(|(_, weight)| *weight).collect();
+        let sum: u32 = found.iter().sum();
+        (!found.is_empty()).then(|| f64::from(sum) / f64::from(WEIGHT_SUM))
     }
 }
 
@@ -62,6 +153,10 @@ fn view(entry: &MemberId, report: &TrafficReport, flow: &Flow, counts: &FlowCoun
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use fairlead_model::NsName;
+    use fairlead_model::recipe::{
+        Candidate, RECIPE_VERSION, RecipeBackend, RecipeTier, Split, Standing, WhenUnavailable,
+    };
     use fairlead_model::traffic::Outcome;
 
     fn member(name: &str) -> MemberId {
@@ -95,6 +190,43 @@ mod tests {
             (flow.p50_ms, flow.entry.as_str(), flow.target.as_str()),
             (Some(10), "east", "west")
         );
+    }
+
+    #[test]
+    fn weights_are_those_asked_for_and_those_in_force() {
+        let candidate = |name: &str, slot, ready| Candidate {
+            member: member(name),
+            slot,
+            ready,
+            expected: 3,
+            weight: 1,
+            ramp_percent: 100,
+            standing: Standing::Able,
+        };
+        let tier = RecipeTier {
+            split: Split::Equal,
+            healthy_percent: 70,
+            endpoints_min: 1,
+            candidates: vec![candidate("east", 0, 3), candidate("west", 1, 0)],
+        };
+        let serve = Serve::Members {
+            service: NsName::new("shop", "cart"),
+            port: 80,
+            tiers: vec![tier],
+            when_unavailable: WhenUnavailable::Redistribute,
+        };
+        let backends = vec![RecipeBackend { weight: 1, serve }];
+        let recipe = Recipe { version: RECIPE_VERSION, backends, weights: vec![0, 0] };
+        let weights = Weights::of(&recipe, &Faults::default());
+        let traffic = Traffic::default();
+        traffic.put(&member("east"), Millis(1_000), report(10));
+        let flow = traffic.flows(Millis(2_000)).remove(0);
+        assert_eq!(Weights::share(&weights.asked, &flow), Some(0.5));
+        assert_eq!(Weights::share(&weights.effective, &flow), Some(0.0));
+        let unknown = FlowView { backend: String::new(), ..flow.clone() };
+        assert_eq!(Weights::share(&weights.asked, &unknown), Some(0.5));
+        let elsewhere = FlowView { target: member("south"), ..flow };
+        assert_eq!(Weights::share(&weights.asked, &elsewhere), None);
     }
 
     #[test]

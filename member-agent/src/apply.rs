@@ -115,6 +115,8 @@ struct Memory {
     /// Members that were out in the pass before.
     out: spans::Out,
     awaiting: Option<spans::Awaiting>,
+    /// The newest plan whose routes the gateways have taken.
+    programmed: Option<PlanNumber>,
 }
 
 /// A write that failed.
@@ -182,7 +184,6 @@ impl Applier {
             }
             self.tell_overlay(&pass, &mut memory);
             self.report(&pass, &mut memory);
-            self.tell_programmed(&mut memory);
             let retry = memory.failed.values().map(|failed| failed.until).min();
             if self.wait(&mut changes, retry).await.is_err() {
                 return;

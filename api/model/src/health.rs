@@ -90,4 +90,6 @@ pub struct MemberHealth {
     pub since: Millis,
     /// What its peers say of its door, by peer.
     pub witnesses: BTreeMap<MemberId, PeerReach>,
+    /// What the hub itself says of its door, by outcomes of requests; none where that is not asked for.
+    pub own: Option<PeerReach>,
 }

@@ -136,6 +136,8 @@ pub struct ApplyReport {
     pub objects: u32,
     /// Objects written for this number.
     pub written: u32,
+    /// Routes were written for this number, and the gateways have accepted all of them.
+    pub programmed: bool,
     /// Objects that are not as the plan wants them, at most [`EXCEPTIONS_MAX`].
     pub exceptions: BTreeMap<ObjectId, Exception>,
     /// Exceptions beyond the limit.

@@ -219,6 +219,13 @@ pub struct FlowView {
     pub p50_ms: Option<u64>,
     /// 99 % of them took at most so long; none when it is beyond the last bucket.
     pub p99_ms: Option<u64>,
+    /// Share of the rule's requests from this entry that the target would get were all healthy, 0 to 1;
+    /// none when the plan does not lead there.
+    #[serde(default)]
+    pub asked: Option<f64>,
+    /// Share that it gets at present.
+    #[serde(default)]
+    pub effective: Option<f64>,
 }
 
 impl FlowView {

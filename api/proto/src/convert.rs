@@ -204,6 +204,7 @@ fn applied_to_pb(report: &ApplyReport) -> pb::ApplyReport {
         exceptions: report.exceptions.iter().map(exception).collect(),
         exceptions_more: report.exceptions_more,
         refused: report.refused.as_ref().map(exception_to_pb),
+        programmed: report.programmed,
     }
 }
 
@@ -222,6 +223,7 @@ fn applied_from_pb(report: pb::ApplyReport) -> ApplyReport {
         complete: report.complete,
         objects: report.objects,
         written: report.written,
+        programmed: report.programmed,
         exceptions,
         exceptions_more: report.exceptions_more.saturating_add(unread),
         refused: report.refused.map(exception_from_pb),

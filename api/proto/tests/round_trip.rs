@@ -271,6 +271,7 @@ fn every_agent_message_survives() {
             complete: true,
             objects: 5,
             written: 2,
+            programmed: true,
             exceptions: [(ObjectId::new("", "v1", "Service", "a", "b"), exception.clone())].into(),
             exceptions_more: 1,
             refused: Some(exception),

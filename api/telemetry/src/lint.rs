@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::metrics;
+
 /// Units that are written out, each in its base.
 const UNITS: [(&str, &str); 26] = [
     ("amperes", "amperes"),
@@ -54,6 +56,29 @@ struct Sample<'a> {
     name: &'a str,
     labels: BTreeMap<&'a str, &'a str>,
     value: f64,
+}
+
+/// Everything that is wrong with a registry, and with rules and dashboards that ask for it; empty =
+/// clean. `open` is its OpenMetrics text with a sample of every metric. Each of `askers` must ask for
+/// something with the prefix, and for nothing that no metric has.
+pub fn registry_problems(open: &str, prefix: &str, askers: &[&str]) -> Vec<String> {
+    let (_, text) = metrics::negotiate(None, open.to_owned());
+    let mut found = problems(&text);
+    for name in metrics::names(open) {
+        let of_it = |line: &str| line.starts_with(&name) && !line.starts_with('#');
+        if !open.lines().any(of_it) {
+            found.push(format!("{name} has no sample, so nobody looked at it"));
+        }
+    }
+    for asker in askers {
+        let start: String = asker.chars().take(40).collect();
+        if !asker.contains(prefix) {
+            found.push(format!("{start:?} asks for nothing with {prefix}"));
+        }
+        let unknown = metrics::unknown_names(asker, prefix, open);
+        found.extend(unknown.iter().map(|name| format!("{start:?} asks for {name}")));
+    }
+    found
 }
 
 /// Everything that is wrong with a text in the older Prometheus format; empty = clean.
@@ -295,5 +320,22 @@ a_up NaN
             let found = problems(&text);
             assert!(found.iter().any(|it| it.contains(why)), "{why} not in {found:?}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_registry_is_whole_and_asked_for_what_it_has() {
+        let open = "# HELP a_writes Writes.\n# TYPE a_writes counter\na_writes_total 1\n# EOF\n";
+        assert_eq!(registry_problems(open, "a_", &["rate(a_writes_total[5m])"]), [""; 0]);
+        let found = registry_problems(open, "a_", &["rate(b_x[5m])", "a_reads_total"]);
+        assert_eq!(
+            found,
+            [
+                "\"rate(b_x[5m])\" asks for nothing with a_",
+                "\"a_reads_total\" asks for a_reads_total"
+            ]
+        );
+        let bare = open.replace("a_writes_total 1\n", "");
+        let found = registry_problems(&bare, "a_", &[]);
+        assert_eq!(found, ["a_writes has no sample, so nobody looked at it"]);
     }
 }

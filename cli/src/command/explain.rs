@@ -2,7 +2,7 @@
 
 use clap::Args;
 use fairlead_model::view::{
-    BackendExplanation, EntryExplanation, Explanation, MemberShare, RouteView,
+    BackendExplanation, EntryExplanation, Explanation, FlowView, MemberShare, RouteView,
 };
 use fairlead_model::{MemberId, NsName, Reason, RouteKey};
 
@@ -51,10 +51,7 @@ pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<(
     flows.retain(|flow| {
         flow.route == route.to_string() && args.from.as_ref().is_none_or(|from| flow.entry == *from)
     });
-    output::show(args.output, &explanation, || match flows.is_empty() {
-        true => tree(&explanation),
-        false => format!("{}\n\nNow:\n{}", tree(&explanation), top::table(&flows)),
-    });
+    output::show(args.output, &explanation, || tree(&explanation, &flows));
     Ok(())
 }
 
@@ -113,13 +110,13 @@ fn choose(name: &NsName, routes: &[RouteView]) -> Result<RouteKey, Failure> {
 }
 
 /// The explanation as an indented tree.
-pub(crate) fn tree(explanation: &Explanation) -> String {
+pub(crate) fn tree(explanation: &Explanation, flows: &[FlowView]) -> String {
     let mut lines = vec![explanation.route.to_string()];
     if explanation.entries.is_empty() {
         lines.push("  no member serves this route".into());
     }
     for (member, entry) in &explanation.entries {
-        lines.extend(entry_lines(member, entry));
+        lines.extend(entry_lines(member, entry, flows));
     }
     if !explanation.notes.is_empty() {
         lines.push("  left out".into());
@@ -128,7 +125,7 @@ pub(crate) fn tree(explanation: &Explanation) -> String {
     lines.join("\n")
 }
 
-fn entry_lines(member: &MemberId, entry: &EntryExplanation) -> Vec<String> {
+fn entry_lines(member: &MemberId, entry: &EntryExplanation, flows: &[FlowView]) -> Vec<String> {
     let mut lines = vec![format!("  from {member}, by Gateway {}", list(&entry.gateways))];
     for (peer, reason) in &entry.overlay {
         lines.push(format!("    its agent took {peer} out by itself: {}", reason.sentence()));
@@ -138,12 +135,27 @@ fn entry_lines(member: &MemberId, entry: &EntryExplanation) -> Vec<String> {
         if rule.backends.is_empty() {
             lines.push("      no backends".into());
         }
-        lines.extend(rule.backends.iter().flat_map(backend_lines));
+        let of_rule = |flow: &&FlowView| flow.entry == *member && flow.rule == rule.rule;
+        let flows: Vec<&FlowView> = flows.iter().filter(of_rule).collect();
+        lines.extend(rule.backends.iter().flat_map(|backend| backend_lines(backend, &flows)));
+        let elsewhere = flows.iter().filter(|flow| !is_told(flow, &rule.backends));
+        lines.extend(elsewhere.map(|flow| {
+            let backend = if flow.backend.is_empty() { "a backend" } else { &flow.backend };
+            format!("      besides, to {backend} in {}: {}", flow.target, top::words(flow))
+        }));
     }
     lines
 }
 
-fn backend_lines(backend: &BackendExplanation) -> Vec<String> {
+/// A line of the tree has these figures.
+fn is_told(flow: &FlowView, backends: &[BackendExplanation]) -> bool {
+    backends.iter().any(|backend| {
+        backend.backend == flow.backend
+            && backend.members.iter().any(|share| share.member == flow.target)
+    })
+}
+
+fn backend_lines(backend: &BackendExplanation, flows: &[&FlowView]) -> Vec<String> {
     let head = format!(
         "      {:>8} to {} (weight {})",
         percent(backend.share),
@@ -151,7 +163,15 @@ fn backend_lines(backend: &BackendExplanation) -> Vec<String> {
         backend.weight
     );
     let name_width = backend.members.iter().map(|m| m.member.as_str().len()).max().unwrap_or(0);
-    let members = backend.members.iter().map(|share| member_line(share, name_width));
+    let members = backend.members.iter().map(|share| {
+        let is_it =
+            |flow: &&&FlowView| flow.backend == backend.backend && flow.target == share.member;
+        let line = member_line(share, name_width);
+        match flows.iter().find(is_it) {
+            Some(flow) => format!("{line}; {}", top::words(flow)),
+            None => line,
+        }
+    });
     std::iter::once(head).chain(members).collect()
 }
 
@@ -228,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tree_shows_shares_reasons_and_what_the_agent_did() {
+    fn the_tree_shows_shares_reasons_flows_and_what_the_agent_did() {
         let explanation: Explanation = serde_json::from_value(json!({
             "route": "HTTPRoute/shop/cart",
             "entries": {"east": {
@@ -249,16 +269,31 @@ mod tests {
             "notes": [{"subject": "member north", "reason": "NoGateway", "message": "lends none"}],
         }))
         .unwrap();
+        let flow = |backend: &str, target: &str, per_second| FlowView {
+            route: "HTTPRoute/shop/cart".to_owned(),
+            rule: 0,
+            backend: backend.to_owned(),
+            entry: MemberId::new("east").unwrap(),
+            target: MemberId::new(target).unwrap(),
+            per_second,
+            error_share: 0.0,
+            p50_ms: Some(5),
+            p99_ms: Some(25),
+            asked: None,
+            effective: None,
+        };
+        let flows = [flow("shop/cart:80", "east", 12.3), flow("", "west", 0.2)];
         assert_eq!(
-            tree(&explanation),
+            tree(&explanation, &flows),
             "HTTPRoute/shop/cart\n  \
                from east, by Gateway infra/public\n    \
                  its agent took west out by itself: This entry cannot reach the member's door: timed out.\n    \
                  rule 0\n       \
                    80.00 % to shop/cart:80 (weight 80)\n         \
-                     57.14 % (now 80.00 %) east   tier 1 SameCluster, 1/2 ready\n         \
+                     57.14 % (now 80.00 %) east   tier 1 SameCluster, 1/2 ready; 12.3/s, 0.0 % failed, p99 ≤ 25 ms\n         \
                      22.86 % (now 0.00 %) west   tier 2 Any, 2/2 ready: Some evidence speaks against the member, not enough to act. [Suspect]\n          \
-                      0.00 % south  The member does not export the service. [NotExported]\n  \
+                      0.00 % south  The member does not export the service. [NotExported]\n      \
+                   besides, to a backend in west: 0.2/s, 0.0 % failed, p99 ≤ 25 ms\n  \
                left out\n    \
                  member north: NoGateway: lends none"
         );

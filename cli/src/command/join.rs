@@ -18,7 +18,7 @@ use crate::command::token::Token;
 use crate::failure::Failure;
 use crate::install::gateway_api::{self, Role, Verdict};
 use crate::install::gateway_class::{Choice, choose_class};
-use crate::install::gateway_tracing::Asked;
+use crate::install::gateway_tracing::TracingArgs;
 use crate::install::{self, AgentValues, definition, gateway_tracing, step};
 use crate::output;
 use crate::progress::Steps;
@@ -64,13 +64,8 @@ pub(crate) struct JoinArgs {
     /// OTLP endpoint of your OpenTelemetry backend, as http://host:4317; see docs/guide/traces.md.
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// Let gateways of Envoy Gateway send spans to the agent, of PERCENT of the requests (1 to 100): an
-    /// EnvoyProxy of ours that the GatewayClass names. One that names another is refused.
-    #[arg(
-        long, value_name = "PERCENT", num_args = 0..=1, require_equals = true,
-        default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100)
-    )]
-    trace_gateways: Option<u8>,
+    #[command(flatten)]
+    tracing: TracingArgs,
     /// File with what this cluster lets the hub do (agent.yaml); see docs/guide/cli.md.
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
@@ -149,8 +144,7 @@ fn read_config(args: &JoinArgs) -> Result<Option<String>, Failure> {
 
 fn objects(home: &str, args: &JoinArgs, class: Option<&str>, config: Option<&str>) -> Vec<Json> {
     let default_image = install::default_image(keys::AGENT);
-    let percent = args.trace_gateways.filter(|percent| *percent != 100);
-    let percent = percent.map(|percent| percent.to_string());
+    let percent = args.tracing.agent_percent();
     install::agent(&AgentValues {
         namespace: home,
         image: args.image.as_deref().unwrap_or(&default_image),
@@ -167,22 +161,17 @@ fn objects(home: &str, args: &JoinArgs, class: Option<&str>, config: Option<&str
     })
 }
 
-fn tracing_asked<'a>(home: &'a str, args: &JoinArgs) -> Option<Asked<'a>> {
-    args.trace_gateways.map(|percent| Asked { home, percent })
-}
-
 fn print(home: &str, args: &JoinArgs, config: Option<&str>) {
     let mut all = vec![install::namespace(home)];
     if args.with_mcs_definitions {
         all.extend(definition::mcs());
     }
     all.extend(objects(home, args, args.gateway_class.as_deref(), config));
-    let tracing = tracing_asked(home, args);
+    let tracing = args.tracing.asked(home);
     all.extend(tracing.map(|asked| asked.proxy()));
     output::print(&yaml::write_all(&all));
     if let Some(asked) = tracing {
-        let line = asked.patch_line();
-        Steps::for_stderr().warn(format!("the GatewayClass must name the EnvoyProxy: {line}"));
+        Steps::for_stderr().warn(asked.words_for_print());
     }
     Steps::for_stderr().warn("this holds a join token: apply it before the token expires");
 }
@@ -197,14 +186,18 @@ async fn join(
     steps.done(format!("API server {} answers ({})", cluster.server(), cluster.version().await?));
     let class = match standing(cluster, home, &args.member).await? {
         Standing::Joined(state) => {
-            let what = if args.trace_gateways.is_none() { ": nothing to do" } else { "" };
+            let asked = args.tracing.asked(home);
+            let what = if asked.is_none() { ": nothing to do" } else { "" };
             steps.done(format!("already joined as {}{what}", args.member));
-            trace_gateways(cluster, home, args, steps).await?;
+            if let Some(asked) = asked {
+                let class = find_class(cluster, args, steps).await?;
+                gateway_tracing::set_up(cluster, class.as_deref(), &asked, steps).await?;
+            }
             return say_connected(&state, steps);
         }
         Standing::New => check(cluster, home, args, steps).await?,
     };
-    let tracing = match tracing_asked(home, args) {
+    let tracing = match args.tracing.asked(home) {
         Some(asked) => gateway_tracing::prepare(cluster, class.as_deref(), &asked).await?,
         None => Vec::new(),
     };
@@ -311,28 +304,6 @@ async fn find_class(
         Choice::Take { name, .. } => Some(name),
         Choice::None(_) => None,
     })
-}
-
-/// In a cluster that joined before: only what its gateways are told of traces.
-async fn trace_gateways(
-    cluster: &Cluster,
-    home: &str,
-    args: &JoinArgs,
-    steps: Steps,
-) -> Result<(), Failure> {
-    let Some(asked) = tracing_asked(home, args) else { return Ok(()) };
-    let class = find_class(cluster, args, steps).await?;
-    let objects = gateway_tracing::prepare(cluster, class.as_deref(), &asked).await?;
-    step::check_permissions(cluster, home, &objects).await?;
-    gateway_tracing::apply(cluster, &objects, steps).await?;
-    if asked.percent != 100 {
-        steps.warn(format!(
-            "rates in `fairlead top` are right only if the agent, too, runs with \
-             --gateway-sampling-percent={}",
-            asked.percent
-        ));
-    }
-    Ok(())
 }
 
 async fn wait_joined(
@@ -565,7 +536,6 @@ mod tests {
             "spec": {"controllerName": "gateway.envoyproxy.io/gatewayclass-controller"},
             "status": {"conditions": [{"type": "Accepted", "status": "True"}]}}));
         let args = args_with(&["--member", "east", "--trace-gateways"]).unwrap();
-        assert_eq!(args.trace_gateways, Some(100));
         join(&fake.cluster(), keys::NAMESPACE, &args, None, Steps::Silent).await.unwrap();
         assert_eq!(fake.writes(), ["apply EnvoyProxy/fairlead-tracing", "apply GatewayClass/eg"]);
     }

@@ -126,7 +126,7 @@ fn table(outcome: &Outcome, args: &PlanArgs) -> String {
     });
     let mut text = columns(&["MEMBER", "KIND", "NAMESPACE", "NAME", "APPLIED"], rows.collect());
     for explanation in outcome.explanations.iter().filter(|_| args.report) {
-        text.push_str(&format!("\n\n{}", explain::tree(explanation)));
+        text.push_str(&format!("\n\n{}", explain::tree(explanation, &[])));
     }
     if !outcome.notes.is_empty() {
         text.push_str("\n\nNotes");
@@ -138,7 +138,9 @@ fn table(outcome: &Outcome, args: &PlanArgs) -> String {
 fn objects_yaml(outcome: &Outcome, args: &PlanArgs) -> String {
     let mut text = String::new();
     for explanation in outcome.explanations.iter().filter(|_| args.report) {
-        explain::tree(explanation).lines().for_each(|line| text.push_str(&format!("# {line}\n")));
+        explain::tree(explanation, &[])
+            .lines()
+            .for_each(|line| text.push_str(&format!("# {line}\n")));
     }
     for (member, bundle) in &outcome.bundles {
         text.push_str(&format!("# ---- member {member}\n"));

@@ -16,6 +16,8 @@ use crate::output::{self, Format, columns, or_dash};
 
 const AFTER_HELP: &str = "\
 Rates are those of the last five seconds, corrected for the share of requests that gateways trace.
+ASKED is the share of the rule's requests that the target would get were all members healthy, NOW the
+share in force, with health and with what the entry's agent does by itself.
 
 EXAMPLES
   fairlead top
@@ -68,7 +70,8 @@ pub(crate) fn table(flows: &[FlowView]) -> String {
         return "nothing flows, or gateways send no spans to their agents; see docs/guide/traces.md"
             .to_owned();
     }
-    let bound = |ms: Option<u64>| ms.map_or("over 10 s".to_owned(), |ms| format!("≤ {ms} ms"));
+    let share =
+        |share: Option<f64>| share.map_or("-".to_owned(), |it| format!("{:.1} %", it * 100.0));
     let row = |flow: &FlowView| {
         vec![
             flow.route.clone(),
@@ -76,15 +79,43 @@ pub(crate) fn table(flows: &[FlowView]) -> String {
             or_dash(&flow.backend),
             flow.entry.to_string(),
             flow.target.to_string(),
+            share(flow.asked),
+            share(flow.effective),
             format!("{:.1}", flow.per_second),
             format!("{:.1} %", flow.error_share * 100.0),
             bound(flow.p50_ms),
             bound(flow.p99_ms),
         ]
     };
-    let header =
-        ["ROUTE", "RULE", "BACKEND", "ENTRY", "TARGET", "PER SECOND", "ERRORS", "P50", "P99"];
+    let header = [
+        "ROUTE",
+        "RULE",
+        "BACKEND",
+        "ENTRY",
+        "TARGET",
+        "ASKED",
+        "NOW",
+        "PER SECOND",
+        "ERRORS",
+        "P50",
+        "P99",
+    ];
     columns(&header, flows.iter().map(row).collect())
+}
+
+/// A latency by the bound of its bucket.
+fn bound(ms: Option<u64>) -> String {
+    ms.map_or("over 10 s".to_owned(), |ms| format!("≤ {ms} ms"))
+}
+
+/// Rate, errors and latency in a few words, for lines that say more.
+pub(crate) fn words(flow: &FlowView) -> String {
+    format!(
+        "{:.1}/s, {:.1} % failed, p99 {}",
+        flow.per_second,
+        flow.error_share * 100.0,
+        bound(flow.p99_ms)
+    )
 }
 
 #[cfg(test)]
@@ -104,6 +135,8 @@ mod tests {
             error_share: 0.015,
             p50_ms: Some(5),
             p99_ms: None,
+            asked: Some(0.2),
+            effective: Some(0.255),
         }
     }
 
@@ -118,9 +151,10 @@ mod tests {
     #[test]
     fn a_line_tells_rate_errors_and_bounds() {
         let text = table(&[flow()]);
-        for word in ["12.3", "1.5 %", "≤ 5 ms", "over 10 s", "east", "west"] {
+        for word in ["12.3", "1.5 %", "20.0 %", "25.5 %", "≤ 5 ms", "over 10 s", "east", "west"] {
             assert!(text.contains(word), "{word} not in {text}");
         }
+        assert_eq!(words(&flow()), "12.3/s, 1.5 % failed, p99 over 10 s");
         assert!(table(&[]).contains("nothing flows"));
     }
 }

@@ -1,10 +1,11 @@
 //! Lets Envoy Gateway's proxies send their spans to the agent: one EnvoyProxy of ours, named by the
 //! GatewayClass.
 //!
-//! Owns that object and the one field of the class that names it. Never changes an EnvoyProxy that is
+//! Owns that object, the one field of the class that names it, and the flag that asks for both. Never changes an EnvoyProxy that is
 //! not ours and never takes its place: a class that names one is refused, with what to put into it. The
 //! class is given back before our object goes, for a class that names nothing is not served any more.
 
+use clap::Args;
 use fairlead_crds::keys;
 use fairlead_model::Json;
 use serde_json::json;
@@ -29,6 +30,34 @@ const OTLP_PORT: u16 = 4317;
 fn kind() -> Kind {
     Kind::known(API_VERSION, KIND)
 }
+
+/// The flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub(crate) struct TracingArgs {
+    /// Let gateways of Envoy Gateway send spans to the agent, of PERCENT of the requests (1 to 100): an
+    /// EnvoyProxy of ours that the GatewayClass names. One that names another is refused.
+    #[arg(
+        long, value_name = "PERCENT", num_args = 0..=1, require_equals = true,
+        default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100)
+    )]
+    trace_gateways: Option<u8>,
+}
+
+impl TracingArgs {
+    /// What is asked for, if anything is.
+    pub(crate) fn asked<'a>(&self, home: &'a str) -> Option<Asked<'a>> {
+        self.trace_gateways.map(|percent| Asked { home, percent })
+    }
+
+    /// What the agent must know to correct rates; nothing when all requests are traced.
+    pub(crate) fn agent_percent(&self) -> Option<String> {
+        let percent = self.trace_gateways.filter(|percent| *percent != ALL);
+        percent.map(|percent| percent.to_string())
+    }
+}
+
+/// Every request is traced.
+const ALL: u8 = 100;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,10 +105,13 @@ impl Asked<'_> {
         })
     }
 
-    /// How a person lets a class name our object.
-    pub(crate) fn patch_line(&self) -> String {
+    /// How a person who applies printed objects lets a class name ours.
+    pub(crate) fn words_for_print(&self) -> String {
         let patch = json!({"spec": self.class("")["spec"]});
-        format!("kubectl patch gatewayclass NAME --type=merge -p '{patch}'")
+        format!(
+            "the GatewayClass must name the EnvoyProxy: \
+             kubectl patch gatewayclass NAME --type=merge -p '{patch}'"
+        )
     }
 }
 
@@ -175,6 +207,26 @@ pub(crate) async fn apply(
     Ok(())
 }
 
+/// All of it, in a cluster that joined before.
+pub(crate) async fn set_up(
+    cluster: &Cluster,
+    class: Option<&str>,
+    asked: &Asked<'_>,
+    steps: Steps,
+) -> Result<(), Failure> {
+    let objects = prepare(cluster, class, asked).await?;
+    step::check_permissions(cluster, asked.home, &objects).await?;
+    apply(cluster, &objects, steps).await?;
+    if asked.percent != ALL {
+        steps.warn(format!(
+            "rates in `fairlead top` are right only if the agent, too, runs with \
+             --gateway-sampling-percent={}",
+            asked.percent
+        ));
+    }
+    Ok(())
+}
+
 /// Gives classes back that name our object, then deletes it. How many objects went.
 pub(crate) async fn remove(cluster: &Cluster, home: &str) -> Result<usize, Failure> {
     for class in cluster.list(&gateway_class(), "", "").await?.unwrap_or_default() {
@@ -230,6 +282,15 @@ mod tests {
         let asked = Asked { percent: 100, ..ASKED };
         assert_eq!(shown["spec"], asked.spec());
         assert_eq!(shown["kind"], asked.proxy()["kind"]);
+    }
+
+    #[test]
+    fn the_agent_is_told_of_a_share_and_not_of_all() {
+        let args = |trace_gateways| TracingArgs { trace_gateways };
+        assert_eq!(args(None).asked(HOME), None);
+        assert_eq!(args(Some(100)).asked(HOME), Some(Asked { percent: 100, ..ASKED }));
+        assert_eq!(args(Some(100)).agent_percent(), None);
+        assert_eq!(args(Some(10)).agent_percent().as_deref(), Some("10"));
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
-//! What the OTLP relay costs: CPU per span, memory at 10,000 spans a second, and how long a gateway
-//! waits for its answer, also while the backend is away. Jaeger's collector does the same beside it.
+//! What the OTLP relay costs: CPU per span, memory at 10,000 spans a second, and how long it takes to
+//! answer, also while the backend is away. Jaeger's collector does the same beside it. And what requests
+//! through a real gateway take: without tracing, with it, and while the agent takes nothing at all.
 //!
 //! Spans are as Envoy makes them, two for a request, and name routes of the plan. CPU is the process's
-//! own, so the figures per core hold on a busy machine.
+//! own, so the figures per core hold on a busy machine. Run it with `--release` for figures of a release.
 
 use std::{
     sync::{
@@ -13,24 +14,36 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
         trace_service_client::TraceServiceClient,
         trace_service_server::{TraceService, TraceServiceServer},
     },
-    common::v1::{AnyValue, KeyValue, any_value::Value},
+    common::v1::KeyValue,
     resource::v1::Resource,
     trace::v1::{ResourceSpans, ScopeSpans, Span, span::SpanKind},
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::Channel};
 
 use super::resource::{Usage, usage};
 use crate::{
-    fleet::{Fleet, program::build_programs, shop},
+    fleet::{
+        Fleet, entry,
+        program::build_programs,
+        shop,
+        tracing::{join_traced, untrace_gateways},
+    },
     jaeger::Jaeger,
+    load::{Load, Report},
+    otlp::text,
     report::{Row, milliseconds},
     tool,
     wait::{self, Look},
@@ -42,7 +55,8 @@ const AGENT: &str = "fairlead-agent";
 const SPANS_PER_REQUEST: u32 = 100;
 const RATE: u32 = 10_000;
 const LASTING: Duration = Duration::from_secs(20);
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(60);
+const REQUEST_RATE: u32 = 200;
 const OTLP_PORT: u16 = 4317;
 
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
@@ -51,20 +65,74 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let sink = Sink::start(world).await?;
     let fleet = Fleet::new(world)?;
     fleet.init().await?;
-    fleet.join_with(MEMBER, &format!("--otlp-endpoint {}", sink.endpoint)).await?;
+    join_traced(&fleet, MEMBER, &format!("--otlp-endpoint {}", sink.endpoint), 100).await?;
     fleet.open_shop(MEMBER).await?;
     fleet.wait_live(shop::CART).await?;
     fleet.wait_settled().await?;
 
     let agent = world.kubelet(MEMBER)?.pid(AGENT).context("there is no agent")?;
     let address = world.member(MEMBER)?.local()?.pods.address;
-    let mut rows = measure("relay", &format!("http://{address}:{OTLP_PORT}"), agent, &sink).await?;
+    let relay = format!("http://{address}:{OTLP_PORT}");
+    let mut rows = measure("relay", &relay, agent, &sink).await?;
+    rows.extend(requests(&fleet, agent, &sink).await.context("sending requests")?);
 
     let collector = Jaeger::start_collector(world, program, &sink.endpoint).await?;
     let pid = collector.pid().context("the collector does not run")?;
     rows.extend(measure("collector", &collector.endpoint(), pid, &sink).await?);
     collector.kill().await;
+
+    sink.stop().await;
+    let mut client = TraceServiceClient::connect(relay).await.context("no way in")?;
+    let (_, waits) = send(&mut client, LASTING).await?;
+    let name = "relay answers a gateway within, backend away";
+    rows.push(Row::new(name, "ms", &waits));
+    rows.push(Row::new("relay memory, backend away", "MiB", &[usage(agent)?.rss_mib]));
     Ok(rows)
+}
+
+/// What requests through the gateway take, all of them traced, with the agent and without any answer of
+/// it; then without tracing.
+async fn requests(fleet: &Fleet<'_>, agent: u32, sink: &Sink) -> Result<Vec<Row>> {
+    let agent = Pid::from_raw(agent.try_into().context("no process has such a number")?);
+    let got = sink.spans.load(Ordering::Relaxed);
+    let mut rows = vec![request_row(fleet, "traced").await?];
+    sink.wait_quiet().await?;
+    ensure!(sink.spans.load(Ordering::Relaxed) > got, "the gateway sends no spans");
+    signal::kill(agent, Signal::SIGSTOP)?;
+    let stopped = request_row(fleet, "traced, agent stopped").await;
+    signal::kill(agent, Signal::SIGCONT)?;
+    rows.push(stopped?);
+    fleet.wait_settled().await?;
+    // What was gathered meanwhile must not count for what follows.
+    sink.wait_quiet().await?;
+    untrace_gateways(fleet.world(), MEMBER).await?;
+    wait::until("the gateway to send no spans", SETTLE, || async {
+        let before = sink.spans.load(Ordering::Relaxed);
+        load(fleet, Duration::from_secs(1)).await?;
+        sink.wait_quiet().await?;
+        let came = sink.spans.load(Ordering::Relaxed) - before;
+        // The agent's own come now and then.
+        Ok(match came < u64::from(REQUEST_RATE) {
+            true => Look::Done(()),
+            false => Look::Not(format!("{came} came")),
+        })
+    })
+    .await?;
+    rows.push(request_row(fleet, "not traced").await?);
+    Ok(rows)
+}
+
+async fn request_row(fleet: &Fleet<'_>, how: &str) -> Result<Row> {
+    let report = load(fleet, LASTING).await?;
+    ensure!(report.failed() == 0, "{} requests failed while {how}", report.failed());
+    let times: Vec<f64> = report.samples().iter().map(|it| milliseconds(it.took)).collect();
+    Ok(Row::new(&format!("a request through the gateway, {how}"), "ms", &times))
+}
+
+async fn load(fleet: &Fleet<'_>, time: Duration) -> Result<Report> {
+    let address = entry(fleet.world().member(MEMBER)?).await?;
+    let load = Load::new(shop::HOST, shop::CART).entry(MEMBER, address);
+    Ok(load.rate(f64::from(REQUEST_RATE)).lasting(time).run().await)
 }
 
 /// Sends at the rate for a while, and sees what it cost.
@@ -125,14 +193,6 @@ async fn watch_memory(pid: u32, time: Duration) -> Result<Vec<f64>> {
     Ok(seen)
 }
 
-fn text(key: &str, value: &str) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue { value: Some(Value::StringValue(value.to_owned())) }),
-        ..KeyValue::default()
-    }
-}
-
 /// Requests as Envoy tells them: a span for the client's side, one for the backend's.
 fn envoy_spans() -> ExportTraceServiceRequest {
     let span = |kind: SpanKind, name: &str, more: &[KeyValue]| {
@@ -190,6 +250,8 @@ fn envoy_spans() -> ExportTraceServiceRequest {
 struct Sink {
     endpoint: String,
     spans: Arc<AtomicU64>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 struct Counter(Arc<AtomicU64>);
@@ -214,12 +276,24 @@ impl Sink {
         let spans = Arc::new(AtomicU64::new(0));
         let service =
             TraceServiceServer::new(Counter(spans.clone())).max_decoding_message_size(64 << 20);
-        tokio::spawn(
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener)),
-        );
-        Ok(Self { endpoint, spans })
+        let stop = CancellationToken::new();
+        let serving =
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
+                TcpListenerStream::new(listener),
+                stop.clone().cancelled_owned(),
+            );
+        let task = tokio::spawn(async move {
+            // It ends when it is told to; a listener that broke shows in what is delivered.
+            let _ = serving.await;
+        });
+        Ok(Self { endpoint, spans, stop, task })
+    }
+
+    /// Closes all connections, and the port.
+    async fn stop(self) {
+        self.stop.cancel();
+        // It ended badly: then it is gone all the same.
+        let _ = self.task.await;
     }
 
     /// Waits until nothing has come for a while. The agent's own spans come rarely.

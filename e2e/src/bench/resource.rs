@@ -16,9 +16,9 @@ const AGENT: &str = "fairlead-agent";
 const WINDOW: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Usage {
-    pub(super) rss_mib: f64,
-    pub(super) cpu: Duration,
+pub(crate) struct Usage {
+    pub(crate) rss_mib: f64,
+    pub(crate) cpu: Duration,
 }
 
 /// What was seen of one kind of process.
@@ -97,7 +97,7 @@ fn look(pids: &[(&'static str, u32)]) -> Result<Vec<Usage>> {
         .collect()
 }
 
-pub(super) fn usage(pid: u32) -> Result<Usage> {
+pub(crate) fn usage(pid: u32) -> Result<Usage> {
     let folder = Path::new("/proc").join(pid.to_string());
     let status = fs::read_to_string(folder.join("status")).context("it no longer runs")?;
     let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

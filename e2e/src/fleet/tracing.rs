@@ -93,23 +93,43 @@ pub struct Sent {
     /// The span id that we claim.
     pub client: String,
     pub answer: Option<Answer>,
+    /// Why there is none.
+    pub failed: Option<String>,
+}
+
+/// How long an answer may take.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+impl Sent {
+    /// A trace of its own, before anything was answered.
+    pub fn unanswered() -> Self {
+        let trace = format!("{:032x}", rand::random::<u128>().max(1));
+        let client = format!("{:016x}", rand::random::<u64>().max(1));
+        Self { trace, client, answer: None, failed: None }
+    }
+
+    /// The header that makes a request a part of it.
+    pub fn traceparent(&self) -> String {
+        format!("00-{}-{}-01", self.trace, self.client)
+    }
 }
 
 /// Sends one request as a part of a trace of its own.
 pub async fn send(address: SocketAddr, path: &str) -> Sent {
-    let trace = format!("{:032x}", rand::random::<u128>().max(1));
-    let client = format!("{:016x}", rand::random::<u64>().max(1));
+    let mut sent = Sent::unanswered();
     let asked = async {
         let request = Request::get(path)
             .header("host", shop::HOST)
-            .header("traceparent", format!("00-{trace}-{client}-01"))
+            .header("traceparent", sent.traceparent())
             .body(Empty::<Bytes>::new())?;
-        let answer =
-            tokio::time::timeout(Duration::from_secs(2), http1::send(address, request)).await??;
-        anyhow::Ok(serde_json::from_slice(answer.body())?)
+        let answer = tokio::time::timeout(ANSWER_LIMIT, http1::send(address, request)).await??;
+        let status = answer.status();
+        serde_json::from_slice(answer.body()).with_context(|| format!("no echo, but {status}"))
     };
-    let answer = asked.await.ok();
-    Sent { trace, client, answer }
+    let answer = asked.await;
+    sent.failed = answer.as_ref().err().map(|error| format!("{error:#}"));
+    sent.answer = answer.ok();
+    sent
 }
 
 #[cfg(test)]

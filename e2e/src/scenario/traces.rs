@@ -1,18 +1,24 @@
 //! Traces: gateways send their spans to the agents, and a real Jaeger shows who answered.
 //!
 //! Facts: t0 how gateways are set up, t1 one trace with all attributes, t2 the graph of services, t3, t4 and t10
-//! our own traces, t5 attribution while a member dies, t6 a backend that is away, t7 to t9 metrics, rules
-//! and queries as a real Prometheus and promtool see them. Leaves the world as it was, but for the tracing of its gateways,
+//! our own traces, t5 attribution while a member dies, t6 a backend that is away, t7 to t9 and t12 metrics, rules
+//! and queries as promtool and a real Prometheus see them, t11 what commands show of it. Leaves the world as it was, but for the tracing of its gateways,
 //! which it takes out again, too.
 
+mod attribution;
 mod backend;
 mod control;
 mod crossing;
 mod metrics;
+mod view;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, stream};
 use serde_json::json;
 
@@ -22,7 +28,7 @@ use crate::{
         Fleet, entry,
         program::build_programs,
         shop,
-        tracing::{Joined, Sent, join_traced, send, untrace_gateways},
+        tracing::{ANSWER_LIMIT, Joined, Sent, join_traced, send, untrace_gateways},
     },
     jaeger::{Jaeger, Span, Trace},
     prometheus::Promtool,
@@ -39,6 +45,10 @@ const SOUTH: &str = "south";
 const AT_ONCE: usize = 12;
 /// How long spans may take to Jaeger: Envoy and the relay gather them for a moment.
 const ARRIVE_LIMIT: Duration = Duration::from_secs(60);
+/// Longer than Envoy gathers spans before it sends them.
+const GATHERED: Duration = Duration::from_secs(7);
+const QUIET_LIMIT: Duration = Duration::from_secs(60);
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Traces of one question; its URL must not grow without end.
 const QUESTION: usize = 100;
 
@@ -75,16 +85,22 @@ async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
         fleet.wait_live(path).await?;
     }
     fleet.wait_settled().await?;
-    facts.look("t1", "a request that crosses is one trace", crossing::one_trace(stage)).await;
+    let name = "a request that crosses is one trace from client to service, with all attributes";
+    facts.look("t1", name, crossing::one_trace(stage)).await;
     facts.look("t2", "the graph of services counts what crossed", crossing::graph(stage)).await;
-    metrics::play(stage, facts).await;
+    let name = "top, explain and trace show what flows";
+    facts.look("t11", name, view::shown(stage)).await;
+    let watch = metrics::play(stage, facts).await;
     control::play(stage, facts).await;
-    facts
-        .look("t5", "while a member dies, spans name who answered", crossing::attribution(stage))
-        .await;
-    facts
-        .look("t6", "a backend that is away harms nobody and gets the rest", backend::away(stage))
-        .await;
+    let name = "a backend that is away harms nobody, and every span is accounted for";
+    facts.look("t6", name, backend::away(stage)).await;
+    let name = "while a member dies, spans name who answered";
+    facts.look("t5", name, attribution::play(stage)).await;
+    if let Some(watch) = watch {
+        let name = "every query of the dashboard has found something by now";
+        facts.look("t12", name, watch.look_back()).await;
+        watch.stop().await;
+    }
     Ok(())
 }
 
@@ -123,6 +139,25 @@ async fn entries(stage: &Stage<'_>, members: &[&str]) -> Result<Vec<SocketAddr>>
         found.push(entry(stage.fleet.world().member(member)?).await?);
     }
     Ok(found)
+}
+
+/// Waits until a count stays as it is for a while, and gives it.
+async fn wait_still<T, F>(what: &str, still: Duration, look: impl Fn() -> F) -> Result<T>
+where
+    T: PartialEq + Copy,
+    F: Future<Output = Result<T>>,
+{
+    let start = Instant::now();
+    let mut last = (look().await?, start);
+    while last.1.elapsed() < still {
+        ensure!(start.elapsed() < QUIET_LIMIT, "{what} come and come");
+        tokio::time::sleep(LOOK_PAUSE).await;
+        let now = look().await?;
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+    }
+    Ok(last.0)
 }
 
 /// The last span of the entry's gateway towards a target.

@@ -39,7 +39,7 @@ pub const WITNESS_MS_MAX: u64 = 3 * crate::session::HEARTBEAT_MS;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Health {
     members: BTreeMap<MemberId, Member>,
-    /// What the hub itself found about members' doors, if it probes.
+    /// What the hub itself found about members' doors, by outcomes of requests where that is asked for.
     own: ProbeReport,
     latest: Millis,
 }
@@ -269,10 +269,14 @@ impl Health {
         self.report_at(witness, report, self.latest)
     }
 
-    /// Replaces all that the hub's own probes found: it may be one of the witnesses.
+    /// Replaces all that the hub itself found: it may be one of the witnesses.
     pub fn report_own(&mut self, report: ProbeReport, now: Millis) -> Changed {
-        self.own = report;
-        self.tick(now)
+        let before = std::mem::replace(&mut self.own, report);
+        let now_said = self.own.clone();
+        let differs = |id: &&MemberId| before.get(*id) != now_said.get(*id);
+        let differing: BTreeSet<&MemberId> =
+            before.keys().chain(now_said.keys()).filter(differs).collect();
+        self.judge(differing, now)
     }
 
     /// Time passed.
@@ -386,8 +390,12 @@ impl Member {
         own: Option<&PeerReach>,
         now: Millis,
     ) -> Changed {
-        let before = (self.health.state, self.health.witnesses == witnesses);
+        let before = (
+            self.health.state,
+            self.health.witnesses == witnesses && self.health.own.as_ref() == own,
+        );
         self.health.witnesses = witnesses;
+        self.health.own = own.copied();
         let evidence = self.evidence(own);
         // The accusation that matters is one that stands while the stream is gone.
         self.accused_since = match (evidence.accuses(), self.stream) {

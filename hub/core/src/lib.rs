@@ -17,6 +17,7 @@ pub mod hold;
 pub mod intake;
 pub mod inventory;
 pub mod numbering;
+pub mod passive;
 pub mod push;
 pub mod session;
 pub mod visible;

@@ -213,7 +213,7 @@ fn add_rule<'a>(
 }
 
 /// The recipe were everybody well. Who is drained stays out: of it nothing is expected.
-fn healthy(recipe: &Recipe) -> Recipe {
+pub fn healthy(recipe: &Recipe) -> Recipe {
     let mut recipe = recipe.clone();
     for backend in &mut recipe.backends {
         let Serve::Members { tiers, .. } = &mut backend.serve else { continue };

@@ -417,6 +417,9 @@ fn reachable(now: &MemberNow) -> MemberCondition {
         };
         return no(reason, format!("its door cannot be reached from {}", out.join(", ")));
     }
+    if now.health.own.is_some_and(|own| own.reach.is_out()) {
+        return no(Reason::Suspect, "most requests that gateways send to it fail".to_owned());
+    }
     match witnesses.values().any(|f| f.reach == fairlead_model::health::Reach::Reachable) {
         true => yes(),
         false => unknown(Reason::WaitingForMembers, "no other member has tried its door yet"),

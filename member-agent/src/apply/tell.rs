@@ -26,11 +26,12 @@ impl Applier {
         let more = exceptions.len().saturating_sub(EXCEPTIONS_MAX);
         self.metrics.exceptions(exceptions.values().map(|exception| exception.reason));
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let report = ApplyReport {
+        let mut report = ApplyReport {
             number: pass.held.bundle.number,
             complete: true,
             objects: count(pass.held.bundle.objects.len()),
             written: count(memory.written.len()),
+            programmed: false,
             exceptions: exceptions.into_iter().take(EXCEPTIONS_MAX).collect(),
             exceptions_more: count(more),
             refused: None,
@@ -46,6 +47,8 @@ impl Applier {
                 trace_id = pass.held.trace.map(TraceContext::trace_id), "applied plan"
             );
         }
+        self.tell_programmed(memory);
+        report.programmed = memory.programmed == Some(report.number);
         self.applied.send_if_modified(|held| {
             let changed = held.as_ref() != Some(&report);
             *held = Some(report);
@@ -74,7 +77,7 @@ impl Applier {
     }
 
     /// Looks whether the gateways have taken what was written.
-    pub(super) fn tell_programmed(&self, memory: &mut Memory) {
+    fn tell_programmed(&self, memory: &mut Memory) {
         let Some(awaiting) = &mut memory.awaiting else { return };
         let state = self.cache.read();
         let controllers = Controllers::of(&state);
@@ -89,6 +92,7 @@ impl Applier {
         let now = self.clock.now();
         spans::record_programmed(&self.tracer, awaiting, now);
         self.metrics.programmed(now.since(awaiting.arrived));
+        memory.programmed = Some(awaiting.number);
         memory.awaiting = None;
     }
 

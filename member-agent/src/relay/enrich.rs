@@ -209,14 +209,25 @@ fn number(attribute: &KeyValue) -> Option<i64> {
     }
 }
 
-/// Requests of our own: probes of the door and questions for ready counts.
+/// Requests of our own: probes of the door and questions for ready counts. A span towards the backend has no
+/// path; it tells the route.
 fn is_probe(span: &Span) -> bool {
-    span.attributes.iter().any(|attribute| {
-        matches!(attribute.key.as_str(), "http.url" | "url.full" | "url.path" | "http.target")
-            && text(attribute).is_some_and(|url| {
+    span.attributes.iter().any(|attribute| match attribute.key.as_str() {
+        "http.url" | "url.full" | "url.path" | "http.target" => {
+            text(attribute).is_some_and(|url| {
                 url.ends_with(keys::PATH_PROBE) || url.ends_with(keys::PATH_READINESS)
             })
+        }
+        "upstream_cluster.name" | "upstream_cluster" => text(attribute).is_some_and(is_probe_route),
+        _ => false,
     })
+}
+
+/// `httproute/fairlead-system/readiness/rule/0`.
+fn is_probe_route(upstream: &str) -> bool {
+    let mut parts = upstream.split('/').skip(1);
+    parts.next() == Some(keys::NAMESPACE)
+        && matches!(parts.next(), Some(keys::ROUTE_PROBE | keys::ROUTE_READINESS))
 }
 
 /// Envoy says so of itself.

@@ -115,10 +115,18 @@ fn spans_of_others_only_learn_their_cluster() {
 #[test]
 fn spans_of_our_own_probes_go_no_further() {
     let url = "https://door.uid.fairlead.internal/.well-known/fairlead/probe";
-    let mut request = request(&ENVOY, vec![span(SpanKind::Server, &[("http.url", url)])]);
+    // Towards the backend there is no path.
+    let upstream = "httproute/fairlead-system/readiness/rule/0";
+    let spans = vec![
+        span(SpanKind::Server, &[("http.url", url)]),
+        span(SpanKind::Client, &[("upstream_cluster.name", upstream)]),
+    ];
+    let mut request = request(&ENVOY, spans);
     let sum = enrich(&mut request, &known(), &Strip::default(), &mut Sums::default());
-    assert_eq!(sum, Enriched { probes: 1, ..Enriched::default() });
+    assert_eq!(sum, Enriched { probes: 2, ..Enriched::default() });
     assert!(request.resource_spans.is_empty());
+    assert!(!is_probe_route("httproute/fairlead-system/shop.readiness/rule/0"));
+    assert!(!is_probe_route("httproute/shop/readiness/rule/0"));
 }
 
 #[test]

@@ -1,23 +1,18 @@
 //! GRPCRoute: methods, headers, weights, and streams that go both ways at once.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
-use http::{HeaderMap, Request};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::{
-    body::{Frame, Incoming},
-    client::conn::http2::{self, SendRequest},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{body::Frame, client::conn::http2::SendRequest};
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Side, Stage, case::mark};
 use crate::{
     echo::grpc_message,
+    grpc::{self, Body, Told},
     report::{Facts, Figures, Finding, figures},
     wait::{self, Look},
 };
@@ -28,8 +23,6 @@ const CALLS: u32 = 1000;
 /// 3 points; almost three standard deviations of an 80/20 split.
 const TOLERANCE: f64 = 0.03;
 const MESSAGES: u32 = 20;
-
-type Body = BoxBody<Bytes, std::convert::Infallible>;
 
 pub(super) async fn declare(stage: &Stage<'_>) -> Result<()> {
     let rule = |matches: Value, name: &str| json!({"matches": [matches], "filters": [mark(name)], "backendRefs": [{"name": "echo-grpc"}]});
@@ -76,18 +69,9 @@ async fn live(stage: &Stage<'_>) -> Result<Finding> {
     Ok(Finding::new(true, Figures::new()))
 }
 
-/// What a call came to.
-#[derive(Debug, PartialEq)]
-struct Told {
-    status: String,
-    /// The echo's JSON.
-    answer: Value,
-}
-
-impl Told {
-    fn rule(&self) -> &str {
-        self.answer.pointer("/headers/x-rule/0").and_then(Value::as_str).unwrap_or_default()
-    }
+/// The rule that a call was served by.
+fn rule_of(told: &Told) -> &str {
+    told.answer.pointer("/headers/x-rule/0").and_then(Value::as_str).unwrap_or_default()
 }
 
 async fn unary(
@@ -100,20 +84,20 @@ async fn unary(
     let mut holds = true;
     for side in Side::BOTH {
         let told = call(stage, side, method, team).await?;
-        holds &= told.status == status && told.rule() == rule;
-        more.insert(side.domain().into(), json!(format!("{} {}", told.status, told.rule())));
+        holds &= told.status == status && rule_of(&told) == rule;
+        more.insert(side.domain().into(), json!(format!("{} {}", told.status, rule_of(&told))));
     }
     Ok(Finding::new(holds, more))
 }
 
 async fn weights(stage: &Stage<'_>) -> Result<Finding> {
-    let mut sender = connect(stage.address(Side::Fleet)).await?;
+    let mut sender = grpc::connect(stage.address(Side::Fleet)).await?;
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
     let mut failed = 0;
     for _ in 0..CALLS {
-        let told = send(&mut sender, Side::Fleet, "/echo.Split/Any", None).await?;
+        let told = unary_call(&mut sender, Side::Fleet, "/echo.Split/Any", None).await?;
         failed += u32::from(told.status != "0");
-        *counts.entry(told.rule().to_owned()).or_default() += 1;
+        *counts.entry(rule_of(&told).to_owned()).or_default() += 1;
     }
     let share =
         |name: &str| f64::from(counts.get(name).copied().unwrap_or_default()) / f64::from(CALLS);
@@ -140,11 +124,12 @@ async fn stream(stage: &Stage<'_>) -> Result<Finding> {
 }
 
 async fn ping_pong(stage: &Stage<'_>, side: Side) -> Result<(u32, String)> {
-    let mut sender = connect(stage.address(side)).await?;
+    let mut sender = grpc::connect(stage.address(side)).await?;
     let (messages, body) = mpsc::channel(1);
     let body = BodyExt::boxed(StreamBody::new(ReceiverStream::new(body)));
     messages.send(Ok(Frame::data(grpc_message(b"first")))).await?;
-    let response = sender.send_request(request(side, "/echo.Echo/Stream", None, body)?).await?;
+    let request = grpc::request(&host(side), "/echo.Echo/Stream", &[], body)?;
+    let response = sender.send_request(request).await?;
     let (parts, mut body) = response.into_parts();
     ensure!(parts.status == 200, "the stream is answered {}", parts.status);
     let (mut answered, mut status) = (0, String::new());
@@ -152,7 +137,7 @@ async fn ping_pong(stage: &Stage<'_>, side: Side) -> Result<(u32, String)> {
     while let Some(frame) = body.frame().await {
         let frame = frame?;
         if let Some(trailers) = frame.trailers_ref() {
-            status = text(trailers, "grpc-status");
+            status = grpc::text(trailers, "grpc-status");
             continue;
         }
         answered += 1;
@@ -167,54 +152,24 @@ async fn ping_pong(stage: &Stage<'_>, side: Side) -> Result<(u32, String)> {
 }
 
 async fn call(stage: &Stage<'_>, side: Side, method: &str, team: Option<&str>) -> Result<Told> {
-    let mut sender = connect(stage.address(side)).await?;
-    tokio::time::timeout(LIMIT, send(&mut sender, side, method, team)).await.context("no answer")?
+    let mut sender = grpc::connect(stage.address(side)).await?;
+    let told = unary_call(&mut sender, side, method, team);
+    tokio::time::timeout(LIMIT, told).await.context("no answer")?
 }
 
-async fn connect(address: SocketAddr) -> Result<SendRequest<Body>> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
-fn request(side: Side, method: &str, team: Option<&str>, body: Body) -> Result<Request<Body>> {
-    let mut request = Request::post(format!("http://grpc.{}{method}", side.domain()))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers");
-    if let Some(team) = team {
-        request = request.header("x-team", team);
-    }
-    Ok(request.body(body)?)
-}
-
-async fn send(
+async fn unary_call(
     sender: &mut SendRequest<Body>,
     side: Side,
     method: &str,
     team: Option<&str>,
 ) -> Result<Told> {
-    let body = Full::new(grpc_message(b"hello")).boxed();
-    let response = sender.send_request(request(side, method, team, body)?).await?;
-    read(response).await
+    grpc::unary(sender, &host(side), method, &team_header(team)).await
 }
 
-async fn read(response: http::Response<Incoming>) -> Result<Told> {
-    let (parts, body) = response.into_parts();
-    let body = body.collect().await?;
-    let trailers = body.trailers().cloned().unwrap_or_default();
-    // A gateway that answers by itself has the status among its headers.
-    let status = match text(&trailers, "grpc-status") {
-        status if status.is_empty() => text(&parts.headers, "grpc-status"),
-        status => status,
-    };
-    let bytes = body.to_bytes();
-    let start = bytes.iter().position(|byte| *byte == b'{').unwrap_or(bytes.len());
-    let answer = serde_json::from_slice(&bytes[start..]).unwrap_or_default();
-    Ok(Told { status, answer })
+fn host(side: Side) -> String {
+    format!("grpc.{}", side.domain())
 }
 
-fn text(headers: &HeaderMap, name: &str) -> String {
-    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+fn team_header(team: Option<&str>) -> Vec<(&'static str, &str)> {
+    team.map(|team| ("x-team", team)).into_iter().collect()
 }

@@ -1,80 +1,158 @@
-//! t1, t2, t5: what crosses, as Jaeger shows it.
+//! t1, t2: what crosses, as Jaeger shows it.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use serde_json::{Value, json};
 
-use super::{AT_ONCE, EAST, SOUTH, Stage, WEST, entries, entry_span, send, send_many, traces};
+use super::{
+    AT_ONCE, EAST, GATHERED, Sent, Stage, WEST, entries, entry_span, send, send_many, traces,
+    wait_still,
+};
 use crate::{
+    backend::Echo,
     fleet::shop,
-    jaeger::Trace,
+    jaeger::{Span, Trace},
+    object::ObjectKey,
+    otlp,
     report::{Finding, figures},
     wait::{self, Look},
 };
 
 const GRAPH_REQUESTS: usize = 1_000;
-const ATTRIBUTION_REQUESTS: usize = 10_000;
-/// Longer than Envoy gathers spans before it sends them.
-const GATHERED: Duration = Duration::from_secs(7);
-const QUIET_LIMIT: Duration = Duration::from_secs(60);
-const LOOK_PAUSE: Duration = Duration::from_millis(500);
-/// Share of spans that must name who answered.
-const ATTRIBUTED_MIN: f64 = 0.999;
+/// Spans of a request that crosses: the client's, two of each gateway, the service's.
+const WHOLE: usize = 6;
+const CLIENT: &str = "shopper";
+const SERVICE: &str = "catalog";
+/// Where agents take OTLP over HTTP.
+const OTLP_HTTP_PORT: u16 = 4318;
 
-/// The catalog lives in west: through east every request crosses. The client's span and the service's
-/// are not ours to make; that they join the trace shows in the ids that we gave and the service got.
+/// The catalog lives in west: through east every request crosses. Client and service are instrumented as
+/// users' own are: the service gives its spans to the agent of its cluster, the client to the backend.
 pub(super) async fn one_trace(stage: &Stage<'_>) -> Result<Finding> {
+    instrument(stage).await?;
     let east = entries(stage, &[EAST]).await?[0];
+    let start = SystemTime::now();
     let sent = send(east, shop::CATALOG).await;
+    let span = client_span(&sent, start)?;
+    span.send(stage.jaeger.http()).await?;
     let answer = sent.answer.context("the request failed")?;
     ensure!(answer.identity.cluster == WEST, "{} answered", answer.identity.cluster);
-    let found = traces(&stage.jaeger, &[&sent.trace], |trace| trace.spans.len() >= 4).await?;
+    let found = traces(&stage.jaeger, &[&sent.trace], |trace| trace.spans.len() >= WHOLE).await?;
     let trace = found.first().context("no trace")?;
-    let header = answer.headers.get("traceparent").and_then(|values| values.first());
-    let header = header.context("the service got no traceparent")?;
-    let last = header.split('-').nth(2).unwrap_or_default();
-    let leaf = trace.spans.iter().find(|span| span.span_id == last);
-    let leaf = leaf.context("the span that the service was called by is not in the trace")?;
+    let leaf = trace.spans.iter().find(|span| trace.service(span) == SERVICE);
+    let leaf = leaf.context("the service's span is not in the trace")?;
     let path = trace.path(leaf);
-    let root = trace.spans.iter().any(|span| span.parent() == Some(&sent.client));
+    let wanted_path = [CLIENT, &gateway(EAST), &gateway(WEST), SERVICE];
     let entry = entry_span(trace).context("no span of the entry")?;
-    let wanted = [
-        ("fairlead.route", json!("HTTPRoute/shop/catalog")),
-        ("fairlead.backend", json!("shop/catalog:80")),
-        ("fairlead.entry", json!(EAST)),
-        ("fairlead.target", json!(WEST)),
-        ("fairlead.rule", json!(0)),
-        ("fairlead.crossed", json!(true)),
-        ("fairlead.overlay", json!(false)),
-    ];
-    let wrong: Vec<String> = wanted
-        .iter()
-        .filter(|(key, want)| entry.tag(key) != Some(want))
-        .map(|(key, _)| format!("{key}={:?}", entry.tag(key)))
-        .collect();
-    let has = |key: &str| entry.tag(key).is_some() || trace.resource(entry, key).is_some();
-    let more = ["fairlead.plan", "fairlead.tier", "k8s.cluster.name", "k8s.cluster.uid"];
-    let missing: Vec<&str> = more.into_iter().filter(|key| !has(key)).collect();
-    let holds = root && wrong.is_empty() && missing.is_empty() && path == gateways(&[EAST, WEST]);
+    let is_door = |span: &&Span| span.text("fairlead.hop") == "door";
+    let door = trace.spans.iter().find(is_door).context("no span of the door")?;
+    let mut wrong = wrong_at_entry(stage, trace, entry).await?;
+    wrong.extend(wrong_at_door(stage, trace, door).await?);
+    let at = trace.resource(leaf, "k8s.cluster.name");
+    if at != Some(&json!(WEST)) {
+        wrong.push(format!("the service is at {at:?}"));
+    }
     Ok(Finding::new(
-        holds,
+        wrong.is_empty() && path == wanted_path && trace.spans.len() == WHOLE,
         figures([
             ("spans", json!(trace.spans.len())),
             ("path", json!(path.join(" → "))),
-            ("starts_at_the_client", json!(root)),
+            ("entry", json!(ours(entry))),
+            ("door", json!(ours(door))),
             ("wrong", json!(wrong.join(", "))),
-            ("missing", json!(missing.join(", "))),
-            ("target_region", json!(trace.resource(leaf, "cloud.region"))),
         ]),
     ))
 }
 
-fn gateways(members: &[&str]) -> Vec<String> {
-    members.iter().map(|member| gateway(member)).collect()
+/// Lets the catalog send spans.
+async fn instrument(stage: &Stage<'_>) -> Result<()> {
+    let world = stage.fleet.world();
+    let agent = (world.member(WEST)?.local()?.pods.address, OTLP_HTTP_PORT).into();
+    let echo = Echo::new(shop::NAMESPACE, SERVICE, "v1", shop::REPLICAS).spans_to(agent);
+    world.deploy_echo(WEST, &echo).await?;
+    stage.fleet.wait_live(shop::CATALOG).await
+}
+
+fn client_span(sent: &Sent, start: SystemTime) -> Result<otlp::Span> {
+    Ok(otlp::Span {
+        service: CLIENT.into(),
+        name: "GET".into(),
+        kind: SpanKind::Client,
+        trace: u128::from_str_radix(&sent.trace, 16)?,
+        id: u64::from_str_radix(&sent.client, 16)?,
+        parent: None,
+        start,
+        end: SystemTime::now(),
+    })
+}
+
+/// What we have added to a span.
+fn ours(span: &Span) -> BTreeMap<&str, &Value> {
+    span.tags().filter(|(key, _)| key.starts_with("fairlead.")).collect()
+}
+
+async fn wrong_at_entry(stage: &Stage<'_>, trace: &Trace, span: &Span) -> Result<Vec<String>> {
+    let plan = stage.fleet.member_view(EAST).await?.plan_applied;
+    let wanted = [
+        ("fairlead.hop", json!("entry")),
+        ("fairlead.route", json!("HTTPRoute/shop/catalog")),
+        ("fairlead.rule", json!(0)),
+        ("fairlead.backend", json!("shop/catalog:80")),
+        ("fairlead.entry", json!(EAST)),
+        ("fairlead.target", json!(WEST)),
+        ("fairlead.crossed", json!(true)),
+        // Tiers that nobody is in do not count.
+        ("fairlead.tier", json!(1)),
+        ("fairlead.plan", json!(plan)),
+        ("fairlead.overlay", json!(false)),
+    ];
+    Ok(wrong(span, &wanted)
+        .into_iter()
+        .chain(wrong_place(stage, trace, span, EAST).await?)
+        .collect())
+}
+
+async fn wrong_at_door(stage: &Stage<'_>, trace: &Trace, span: &Span) -> Result<Vec<String>> {
+    let plan = stage.fleet.member_view(WEST).await?.plan_applied;
+    let wanted = [
+        ("fairlead.backend", json!("shop/catalog:80")),
+        ("fairlead.target", json!(WEST)),
+        ("fairlead.plan", json!(plan)),
+    ];
+    Ok(wrong(span, &wanted)
+        .into_iter()
+        .chain(wrong_place(stage, trace, span, WEST).await?)
+        .collect())
+}
+
+fn wrong(span: &Span, wanted: &[(&str, Value)]) -> Vec<String> {
+    let differs = |(key, want): &&(&str, Value)| span.tag(key) != Some(want);
+    let tell = |(key, want): &(&str, Value)| format!("{key} is {:?}, not {want}", span.tag(key));
+    wanted.iter().filter(differs).map(tell).collect()
+}
+
+/// Attributes of the resource: which cluster, where, and whose gateway.
+async fn wrong_place(
+    stage: &Stage<'_>,
+    trace: &Trace,
+    span: &Span,
+    member: &str,
+) -> Result<Vec<String>> {
+    let cluster = stage.fleet.world().member(member)?;
+    let key = ObjectKey::new("v1", "Namespace", "", "kube-system");
+    let system = cluster.objects().get(&key).await?.context("there is no kube-system")?;
+    let wanted = [
+        ("k8s.cluster.name", json!(member)),
+        ("k8s.cluster.uid", system["metadata"]["uid"].clone()),
+        ("cloud.region", json!(cluster.spec().region)),
+        ("fairlead.gateway", json!("gateway")),
+    ];
+    let is = |key: &str| trace.resource(span, key);
+    let differs = |(key, want): &&(&str, Value)| is(key) != Some(want);
+    let tell = |(key, want): &(&str, Value)| format!("{key} is {:?}, not {want}", is(key));
+    Ok(wanted.iter().filter(differs).map(tell).collect())
 }
 
 /// The service name of a member's gateway.
@@ -86,7 +164,8 @@ fn gateway(member: &str) -> String {
 pub(super) async fn graph(stage: &Stage<'_>) -> Result<Finding> {
     stage.fleet.world().hub().objects().apply_yaml(POLICY).await?;
     wait_answered_by(stage, &[EAST, WEST]).await?;
-    let before = wait_quiet(stage).await?;
+    // Spans of earlier requests must not count.
+    let before = wait_still("calls", GATHERED, || crossed(stage)).await?;
     let east = entries(stage, &[EAST]).await?;
     let sent = send_many(&east, shop::CART, GRAPH_REQUESTS).await;
     let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
@@ -108,23 +187,6 @@ pub(super) async fn graph(stage: &Stage<'_>) -> Result<Finding> {
             ("share", json!(share)),
         ]),
     ))
-}
-
-/// Waits until no more spans of earlier requests come, and gives the count of then.
-async fn wait_quiet(stage: &Stage<'_>) -> Result<u64> {
-    let start = Instant::now();
-    let mut last = (crossed(stage).await?, start);
-    loop {
-        ensure!(start.elapsed() < QUIET_LIMIT, "spans come and come");
-        tokio::time::sleep(LOOK_PAUSE).await;
-        let now = crossed(stage).await?;
-        if now != last.0 {
-            last = (now, Instant::now());
-        }
-        if last.1.elapsed() > GATHERED {
-            return Ok(now);
-        }
-    }
 }
 
 /// How often east's gateway called west's, as Jaeger counts.
@@ -171,67 +233,4 @@ pub(super) async fn wait_answered_by(stage: &Stage<'_>, members: &[&str]) -> Res
         })
     })
     .await
-}
-
-/// 10,000 requests through east and west over all three members; south's gateway dies half way.
-pub(super) async fn attribution(stage: &Stage<'_>) -> Result<Finding> {
-    stage.fleet.spread_cart().await?;
-    wait_answered_by(stage, &[EAST, WEST, SOUTH]).await?;
-    let entries = entries(stage, &[EAST, WEST]).await?;
-    let world = stage.fleet.world();
-    let half = ATTRIBUTION_REQUESTS / 2;
-    let mut sent = send_many(&entries, shop::CART, half).await;
-    let rest = send_many(&entries, shop::CART, half);
-    let kill = async {
-        tokio::task::yield_now().await;
-        world.fault().kill_gateway(SOUTH).await
-    };
-    let (mut rest, killed) = tokio::join!(rest, kill);
-    let told = compare(stage, {
-        sent.append(&mut rest);
-        &sent
-    })
-    .await;
-    world.fault().restore_gateway(SOUTH).await?;
-    stage.fleet.wait_settled().await?;
-    killed?;
-    told
-}
-
-async fn compare(stage: &Stage<'_>, sent: &[super::Sent]) -> Result<Finding> {
-    let answered: BTreeMap<&str, &str> = sent
-        .iter()
-        .filter_map(|it| Some((it.trace.as_str(), it.answer.as_ref()?.identity.cluster.as_str())))
-        .collect();
-    let ids: Vec<&str> = answered.keys().copied().collect();
-    let found = traces(&stage.jaeger, &ids, |trace| entry_span(trace).is_some()).await?;
-    let (mut right, mut crossed, mut wrong) = (0usize, 0usize, Vec::new());
-    for trace in &found {
-        // Jaeger leaves leading zeros out.
-        let id = format!("{:0>32}", trace.trace_id);
-        let Some(span) = entry_span(trace) else { continue };
-        let told = span.text("fairlead.target");
-        let seen = answered.get(id.as_str()).copied().unwrap_or_default();
-        crossed += usize::from(span.tag("fairlead.crossed") == Some(&json!(true)));
-        if told == seen {
-            right += 1;
-        } else if wrong.len() < 3 {
-            let upstream = span.text("upstream_cluster.name");
-            let address = span.text("upstream_address");
-            wrong.push(format!("{told:?} for {seen:?}: {upstream} {address}"));
-        }
-    }
-    let share = right as f64 / found.len().max(1) as f64;
-    Ok(Finding::new(
-        share >= ATTRIBUTED_MIN && found.len() == answered.len(),
-        figures([
-            ("requests", json!(sent.len())),
-            ("failed", json!(sent.len() - answered.len())),
-            ("traces", json!(found.len())),
-            ("crossed", json!(crossed)),
-            ("right", json!(right)),
-            ("share", json!(share)),
-            ("wrong", json!(wrong.join("; "))),
-        ]),
-    ))
 }

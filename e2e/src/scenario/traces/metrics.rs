@@ -1,6 +1,8 @@
-//! t7, t8, t9: metrics, rules and queries of the dashboard, as promtool and a real Prometheus see them.
+//! t7, t8, t9, t12: metrics, rules and queries of the dashboard, as promtool and a real Prometheus see them.
+//!
+//! Prometheus goes on scraping while other facts are looked at; t12 looks back at all of it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -8,8 +10,10 @@ use http::Request;
 use http_body_util::Empty;
 use serde_json::{Value, json};
 
-use super::Stage;
+use super::{EAST, Stage};
 use crate::{
+    ask::{Question, Resolver},
+    fleet::shop,
     http1,
     object::parse,
     path,
@@ -21,20 +25,64 @@ use crate::{
 
 /// Where hub and agents show their metrics.
 const ADMIN_PORT: u16 = 8080;
+/// Where agents answer for names.
+const DNS_PORT: u16 = 5353;
 /// Charts with a PrometheusRule.
 const CHARTS: [&str; 2] = ["hub", "agent"];
 /// In place of what Grafana fills in.
 const RATE_INTERVAL: &str = "5m";
 
-pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) {
+/// A Prometheus that goes on scraping.
+pub(super) struct Watch {
+    prometheus: Prometheus,
+    since: SystemTime,
+}
+
+pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) -> Option<Watch> {
     let name = "promtool finds nothing to say about the metrics of hub and agents";
     facts.look("t7", name, metrics(stage)).await;
     let name = "promtool takes the charts' rules";
     facts.look("t8", name, rules(stage)).await;
     let name =
         "a Prometheus scrapes all, evaluates every alert, and answers the dashboard's queries";
-    facts.look("t9", name, scraped(stage)).await;
+    let mut watch = None;
+    facts.look("t9", name, scraped(stage, &mut watch)).await;
+    watch
 }
+
+impl Watch {
+    pub(super) async fn stop(self) {
+        self.prometheus.kill().await;
+    }
+
+    /// What the dashboard's queries have found since the start.
+    pub(super) async fn look_back(&self) -> Result<Finding> {
+        let (mut empty, queries) = (Vec::new(), dashboard()?);
+        for query in &queries {
+            if self.prometheus.query_since(query, self.since).await? == 0 {
+                empty.push(query.as_str());
+            }
+        }
+        let expected = |query: &&str| SILENT.iter().any(|(name, _)| query.contains(name));
+        let holds = empty.iter().all(expected);
+        Ok(Finding::new(
+            holds,
+            figures([
+                ("queries", json!(queries.len())),
+                ("found_something", json!(queries.len() - empty.len())),
+                ("found_nothing", json!(empty)),
+            ]),
+        ))
+    }
+}
+
+/// Metrics of what does not happen here, and why.
+const SILENT: [(&str, &str); 4] = [
+    ("fairlead_hub_plan_pending_seconds", "plans are applied sooner than it is looked at"),
+    ("fairlead_agent_write_failures_total", "API servers take all that is written"),
+    ("fairlead_agent_exceptions", "everything is as planned"),
+    ("fairlead_hub_exceptions", "everything is as planned"),
+];
 
 /// The metrics of hub or agent, as text.
 pub(super) async fn metrics_text(address: Ipv4Addr) -> Result<String> {
@@ -45,7 +93,7 @@ pub(super) async fn metrics_text(address: Ipv4Addr) -> Result<String> {
 }
 
 /// Hub and agents by name, with the addresses of their pods.
-fn shown(world: &World) -> Result<BTreeMap<String, Ipv4Addr>> {
+pub(super) fn shown(world: &World) -> Result<BTreeMap<String, Ipv4Addr>> {
     let mut shown = BTreeMap::from([("hub".to_owned(), world.hub().local()?.pods.address)]);
     for member in world.members() {
         shown.insert(member.name().to_owned(), member.local()?.pods.address);
@@ -103,7 +151,7 @@ async fn rules(stage: &Stage<'_>) -> Result<Finding> {
     Ok(Finding::new(holds, figures([("alerts", json!(alerts)), ("promtool", json!(said))])))
 }
 
-async fn scraped(stage: &Stage<'_>) -> Result<Finding> {
+async fn scraped(stage: &Stage<'_>, watch: &mut Option<Watch>) -> Result<Finding> {
     let world = stage.fleet.world();
     let all = shown(world)?;
     let target = |(_, address): (&String, &Ipv4Addr)| format!("{address}:{ADMIN_PORT}");
@@ -113,9 +161,14 @@ async fn scraped(stage: &Stage<'_>) -> Result<Finding> {
     };
     let rules = rendered(stage).await?;
     let program = stage.promtool.prometheus();
+    let since = SystemTime::now();
     let prometheus = Prometheus::start(world, program, &targets, &rules).await?;
     let found = look(&prometheus, all.len(), alerts(&rules)).await;
-    prometheus.kill().await;
+    *watch = Some(Watch { prometheus, since });
+    // Nobody else asks for names here.
+    let east = world.member(EAST)?.local()?.pods.address;
+    let _ =
+        Resolver::to((east, DNS_PORT).into()).await?.ask(&Question::address(shop::HOST)?).await?;
     found
 }
 
@@ -138,12 +191,10 @@ async fn look(prometheus: &Prometheus, targets: usize, alerts: usize) -> Result<
         .collect();
     let firing: Vec<&str> =
         rules.iter().filter(|rule| rule.state == "firing").map(|rule| rule.name.as_str()).collect();
-    let (mut refused, mut empty, queries) = (Vec::new(), Vec::new(), dashboard()?);
+    let (mut refused, queries) = (Vec::new(), dashboard()?);
     for query in &queries {
-        match prometheus.query(query).await {
-            Ok(series) if series.is_empty() => empty.push(query.as_str()),
-            Ok(_) => {}
-            Err(error) => refused.push(format!("{query}: {error:#}")),
+        if let Err(error) = prometheus.query(query).await {
+            refused.push(format!("{query}: {error:#}"));
         }
     }
     let whole = prometheus.query(WHOLE).await?;
@@ -158,7 +209,6 @@ async fn look(prometheus: &Prometheus, targets: usize, alerts: usize) -> Result<
             ("alerts_that_fire", json!(firing)),
             ("queries", json!(queries.len())),
             ("queries_refused", json!(refused)),
-            ("queries_without_series", json!(empty)),
             ("weights_of_routes_add_up_to", json!(whole)),
         ]),
     ))
