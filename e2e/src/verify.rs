@@ -95,7 +95,7 @@ impl Step {
                 cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
             }
             Self::Deny => deny(),
-            Self::Tidy => cargo(&["test", "--package", "fairlead-e2e", "--test", "tidy"], &[]),
+            Self::Tidy => cargo(&["test", "--workspace", "--test", "tidy"], &[]),
             Self::Tests => cargo(&["test", "--workspace"], &[]),
             Self::Simulation => simulate(),
             Self::Docs => {

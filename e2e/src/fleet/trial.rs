@@ -149,6 +149,7 @@ pub struct Seen {
     pub recovered: Option<Duration>,
     pub failed: usize,
     pub requests: usize,
+    /// Those that had ended by then.
     pub failed_before: usize,
     /// What failed how, in words.
     pub failures: BTreeMap<String, usize>,
@@ -309,7 +310,8 @@ pub fn judge(report: &Report, at: Duration) -> Seen {
         recovered: report.recovered_after(at),
         failed: after.failed(),
         requests: after.total(),
-        failed_before: report.only(|sample| sample.started < at).failed(),
+        // Not what was on its way when it happened.
+        failed_before: report.only(|sample| sample.started + sample.took < at).failed(),
         failures,
     }
 }
