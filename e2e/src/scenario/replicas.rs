@@ -318,7 +318,7 @@ impl Stage<'_> {
         // Something must want to be written: a change that members report.
         let changed = self.report_something().await;
         let frozen = self.wait_ready(port, "the hub to say that its store is away", |text| {
-            text.contains("StoreUnavailable") || text.contains("store")
+            text.contains("StoreUnavailable")
         });
         let frozen = frozen.await;
         let streams = self.connected(port).await;
