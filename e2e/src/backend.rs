@@ -14,6 +14,7 @@ use crate::{
     launch::Launch,
     net::{FIRST_REPLICA, REPLICAS_MAX},
     object, path,
+    pki::Leaf,
     process::Unit,
     wait::{self, Look},
     world::World,
@@ -30,6 +31,27 @@ pub struct Echo {
     pub app_protocol: Option<String>,
     /// Where it sends spans, OTLP over HTTP; in members of the harness only.
     pub spans_to: Option<SocketAddr>,
+    /// It speaks TLS with this certificate; in members of the harness only.
+    pub tls: Option<Leaf>,
+    /// What its port carries; datagrams in members of the harness only.
+    pub transport: Transport,
+}
+
+/// What a port carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
 }
 
 impl Echo {
@@ -41,6 +63,8 @@ impl Echo {
             replicas,
             app_protocol: None,
             spans_to: None,
+            tls: None,
+            transport: Transport::Tcp,
         }
     }
 
@@ -152,8 +176,10 @@ impl World {
         let objects = cluster.objects();
         objects.apply(&object::namespace(&echo.namespace)).await?;
         objects.apply(&service(echo, port)).await?;
-        let slice = slice(cluster, &echo.namespace, &echo.name, port, echo.replicas, echo.replicas);
-        objects.apply(&slice?).await.map(drop)
+        let replicas = echo.replicas;
+        let mut slice = slice(cluster, &echo.namespace, &echo.name, port, replicas, replicas)?;
+        slice["ports"][0]["protocol"] = json!(echo.transport.as_str());
+        objects.apply(&slice).await.map(drop)
     }
 
     /// Says that of `total` replicas the first `ready` are ready.
@@ -205,6 +231,17 @@ fn mk_backend(cluster: &Cluster, echo: &Echo, port: u16) -> Result<Backend> {
         format!("--version={}", echo.version),
     ];
     argv.extend(echo.spans_to.map(|to| format!("--spans-to={to}")));
+    if let Some(leaf) = &echo.tls {
+        let file = local.logs.join(format!("{}-echo-{}.pem", cluster.name(), echo.name));
+        std::fs::write(&file, format!("{}{}", leaf.cert_pem, leaf.key_pem))
+            .with_context(|| format!("writing {}", file.display()))?;
+        argv.push(format!("--tls={}", file.display()));
+    }
+    if echo.transport == Transport::Udp {
+        let [a, b, c, _] = local.address.octets();
+        let replica = |n: u8| format!("--udp={a}.{b}.{c}.{}:{port}", FIRST_REPLICA + n);
+        argv.extend((0..echo.replicas).map(replica));
+    }
     let launch = Launch { argv, netns: Some(local.namespace.clone()), ..Launch::default() };
     let log = local.logs.join(format!("{}-echo-{}.log", cluster.name(), echo.name));
     let unit = Unit::new(format!("echo {} of {}", echo.name, cluster.name()), log, launch);
@@ -261,6 +298,7 @@ async fn deploy_image(cluster: &Cluster, echo: &Echo) -> Result<()> {
 
 fn service(echo: &Echo, target: u16) -> Value {
     let mut port = json!({"name": "http", "port": SERVICE_PORT, "targetPort": target});
+    port["protocol"] = json!(echo.transport.as_str());
     if let Some(protocol) = &echo.app_protocol {
         port["appProtocol"] = json!(protocol);
     }

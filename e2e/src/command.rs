@@ -21,6 +21,7 @@ use fairlead_e2e::{
     load::{self, Load},
     net::{self, Holder, Stay},
     path,
+    pki::Leaf,
     report::{self, Facts},
     scenario::{self, Scenario},
     storage,
@@ -149,6 +150,12 @@ struct EchoArgs {
     /// Where OTLP over HTTP takes spans of requests that are traced
     #[arg(long, value_name = "ADDRESS:PORT")]
     spans_to: Option<SocketAddr>,
+    /// Speak TLS: a file with certificate and key
+    #[arg(long, value_name = "FILE")]
+    tls: Option<PathBuf>,
+    /// Answer datagrams there
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    udp: Vec<SocketAddr>,
 }
 
 #[derive(Args)]
@@ -464,7 +471,15 @@ async fn verify_all(steps: Vec<String>) -> Result<ExitCode> {
 
 async fn echo(args: EchoArgs) -> Result<ExitCode> {
     let identity = Identity { cluster: args.cluster, service: args.service, version: args.version };
-    let echo = echo::Echo { identity, files: args.show, spans_to: args.spans_to };
+    // Certificate and key lie in one file: each reader takes what it looks for.
+    let read = |file: PathBuf| -> Result<Leaf> {
+        let pem = fs::read_to_string(&file)
+            .with_context(|| format!("reading {}", file.display()))?;
+        Ok(Leaf { cert_pem: pem.clone(), key_pem: pem })
+    };
+    let tls = args.tls.map(read).transpose()?;
+    let (files, spans_to) = (args.show, args.spans_to);
+    let echo = echo::Echo { identity, files, spans_to, tls, udp: args.udp };
     match echo::serve(args.listen, echo).await? {}
 }
 

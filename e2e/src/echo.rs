@@ -22,11 +22,12 @@ use hyper_util::{
     server::conn::auto,
 };
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UdpSocket};
 
 pub(crate) use self::stream::UPGRADE_CLUSTER;
 use self::wish::{Tally, Wish};
-use crate::otlp::Span;
+use crate::{otlp::Span, pki::Leaf, tls};
 
 /// Who an echo backend says it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,10 @@ pub struct Echo {
     pub identity: Identity,
     pub files: Vec<PathBuf>,
     pub spans_to: Option<SocketAddr>,
+    /// It speaks TLS with this certificate: key and chain, PEM.
+    pub tls: Option<Leaf>,
+    /// Where it answers datagrams. The very addresses: an answer must come from where it was asked.
+    pub udp: Vec<SocketAddr>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -73,6 +78,7 @@ fn is_zero(number: &u32) -> bool {
 }
 
 const BODY_MAX: usize = 1 << 20;
+const DATAGRAM_MAX: usize = 4096;
 type Body = BoxBody<Bytes, Infallible>;
 
 /// Serves until the process ends.
@@ -80,10 +86,28 @@ pub async fn serve(listen: SocketAddr, echo: Echo) -> Result<Infallible> {
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let tally = Arc::new(Tally::default());
+    let acceptor = echo.tls.as_ref().map(tls::acceptor).transpose()?;
+    for address in &echo.udp {
+        let socket = UdpSocket::bind(address).await;
+        let socket = socket.with_context(|| format!("listening on {address} for datagrams"))?;
+        tokio::spawn(serve_datagrams(socket, echo.identity.clone()));
+    }
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(serve_connection(stream, echo.clone(), tally.clone()));
+                let (echo, tally, acceptor) = (echo.clone(), tally.clone(), acceptor.clone());
+                tokio::spawn(async move {
+                    // Small answers must not wait for acknowledgements of earlier ones.
+                    let _ = stream.set_nodelay(true);
+                    let replica = stream.local_addr().map(|a| a.to_string()).unwrap_or_default();
+                    let Some(acceptor) = acceptor else {
+                        return serve_connection(stream, replica, echo, tally).await;
+                    };
+                    // Whoever does not speak TLS is none of our business.
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        serve_connection(stream, replica, echo, tally).await;
+                    }
+                });
             }
             // Out of file handles, for example: connections that end make room.
             Err(error) => {
@@ -94,10 +118,33 @@ pub async fn serve(listen: SocketAddr, echo: Echo) -> Result<Infallible> {
     }
 }
 
-async fn serve_connection(stream: TcpStream, echo: Echo, tally: Arc<Tally>) {
-    // Small answers must not wait for acknowledgements of earlier ones.
-    let _ = stream.set_nodelay(true);
-    let replica = stream.local_addr().map(|address| address.to_string()).unwrap_or_default();
+/// Answers each datagram with who it is, and the text that came.
+async fn serve_datagrams(socket: UdpSocket, identity: Identity) {
+    let mut bytes = vec![0; DATAGRAM_MAX];
+    loop {
+        let Ok((length, from)) = socket.recv_from(&mut bytes).await else { continue };
+        let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        let answer = DatagramAnswer { identity: identity.clone(), text };
+        let json = serde_json::to_vec(&answer).unwrap_or_default();
+        if let Err(error) = socket.send_to(&json, from).await {
+            eprintln!("answering a datagram: {error}");
+        }
+    }
+}
+
+/// What it answers to a datagram, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramAnswer {
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// What was sent.
+    pub text: String,
+}
+
+async fn serve_connection<S>(stream: S, replica: String, echo: Echo, tally: Arc<Tally>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = hyper::service::service_fn(move |request| {
         let (echo, replica, tally) = (echo.clone(), replica.clone(), tally.clone());
         async move { Ok::<_, Infallible>(answer(echo, replica, &tally, request).await) }
@@ -228,6 +275,7 @@ fn put_varint(buffer: &mut BytesMut, mut value: usize) {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use http_body_util::Empty;
+    use tokio::net::TcpStream;
 
     use super::*;
 
@@ -236,12 +284,14 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let identity =
             Identity { cluster: "east".into(), service: "cart".into(), version: "v1".into() };
-        let echo = Echo { identity, files: Vec::new(), spans_to: None };
+        let echo =
+            Echo { identity, files: Vec::new(), spans_to: None, tls: None, udp: Vec::new() };
         let tally = Arc::new(Tally::default());
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve_connection(stream, echo.clone(), tally.clone()));
+                let replica = address.to_string();
+                tokio::spawn(serve_connection(stream, replica, echo.clone(), tally.clone()));
             }
         });
         address

@@ -11,7 +11,7 @@ use rcgen::{
 };
 
 /// A certificate and its key, PEM.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {
     pub cert_pem: String,
     pub key_pem: String,

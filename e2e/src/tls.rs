@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Empty;
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::ring};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use crate::{http1, pki::Leaf};
 
@@ -56,6 +56,24 @@ impl Knock<'_> {
             PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).context("reading a key")?;
         builder.with_client_auth_cert(chain, key).context("showing a certificate")
     }
+}
+
+/// A server that asks for no certificate.
+///
+/// # Errors
+/// When the certificate has no meaning.
+pub fn acceptor(leaf: &Leaf) -> Result<TlsAcceptor> {
+    let chain = CertificateDer::pem_slice_iter(leaf.cert_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .context("reading a certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).context("reading a key")?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .context("choosing TLS versions")?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .context("using a certificate")?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// The TLS alert that ended a connection, if one did: `CertificateRequired`, for example.

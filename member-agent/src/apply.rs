@@ -197,7 +197,7 @@ impl Applier {
         let reaches = self.reaches.borrow_and_update().clone();
         let suspicion = self.belief.borrow_and_update().of(&reaches);
         let gone = self.gone.borrow_and_update().clone();
-        let knock = self.knock.borrow_and_update().knock;
+        let knock = self.knock.borrow_and_update().clone();
         // There is a snapshot once every kind was heard of: before that, most would look missing.
         let snapshot = self.snapshot.borrow_and_update().clone()?;
         let now = self.clock.now();
@@ -230,7 +230,8 @@ impl Applier {
             live: &state.live,
             kinds: &state.kinds,
             namespaces: namespaces.as_ref(),
-            knock,
+            knock: knock.knock,
+            sni_knock: knock.sni.knock,
             settled: &memory.settled,
         });
         memory.settled.retain(|id, _| prepared.wanted.contains_key(id));
@@ -252,6 +253,7 @@ impl Applier {
             denied: self.config.denied_namespaces.clone(),
             following: following.iter().map(|f| (f.group.clone(), f.kind.clone())).collect(),
             exports: Some(given.map(|(name, _)| name.clone()).collect()),
+            weak: self.config.weak_doors.clone(),
         }
     }
 

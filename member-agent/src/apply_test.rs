@@ -246,7 +246,7 @@ async fn door_routes_follow_the_knock() {
     world.plan(vec![(door, Gate::DoorShut)]);
     world.reasons(Reason::Withheld).await;
     assert_eq!(world.api.get(&id), None);
-    let found = |knock| KeptKnock { knock, message: String::new() };
+    let found = |knock| KeptKnock { knock, ..KeptKnock::default() };
     world.knock.send_replace(found(Knock::Shut));
     world.api.until("a shut door gets its routes", |objects| objects.contains_key(&id)).await;
     world.knock.send_replace(found(Knock::StrangerLetIn));

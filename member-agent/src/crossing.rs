@@ -91,9 +91,11 @@ async fn ensure(
     now: Millis,
 ) -> Result<Crossing, CrossingError> {
     let ca = ensure_ca(secrets, uid, now).await?;
-    let door = (keys::SECRET_EAST_WEST_SERVER, names::server_name(uid), Purpose::Server);
+    let hosts = vec![names::server_name(uid), names::sni_wildcard(uid)];
+    let door = (keys::SECRET_EAST_WEST_SERVER, hosts, Purpose::Server);
     ensure_leaf(secrets, &ca, door, now).await?;
-    let caller = (keys::SECRET_EAST_WEST_CLIENT, names::client_name(uid), Purpose::Client);
+    let hosts = vec![names::client_name(uid)];
+    let caller = (keys::SECRET_EAST_WEST_CLIENT, hosts, Purpose::Client);
     let client = ensure_leaf(secrets, &ca, caller, now).await?;
     Ok(Crossing { ca_pem: ca.cert_pem, client })
 }
@@ -122,23 +124,23 @@ async fn ensure_ca(
 async fn ensure_leaf(
     secrets: &Secrets,
     ca: &Leaf,
-    (name, host, purpose): (&'static str, String, Purpose),
+    (name, hosts, purpose): (&'static str, Vec<String>, Purpose),
     now: Millis,
 ) -> Result<Leaf, CrossingError> {
     let failed = |source| CrossingError::Secret { name, source };
     let held = secrets.get(name).await.map_err(failed)?;
-    if let Some(leaf) = held.as_ref().and_then(leaf_of).filter(|l| is_good(l, ca, &host, now)) {
+    if let Some(leaf) = held.as_ref().and_then(leaf_of).filter(|l| is_good(l, ca, &hosts, now)) {
         return Ok(leaf);
     }
-    let leaf = pki::make_leaf(ca, &host, purpose, now)?;
+    let leaf = pki::make_leaf(ca, &hosts, purpose, now)?;
     secrets.set(name, TLS_SECRET, &data_of(&leaf, ca)).await.map_err(failed)?;
     info!(secret = name, "made a crossing certificate");
     Ok(leaf)
 }
 
-fn is_good(leaf: &Leaf, ca: &Leaf, host: &str, now: Millis) -> bool {
+fn is_good(leaf: &Leaf, ca: &Leaf, hosts: &[String], now: Millis) -> bool {
     let Ok(facts) = CertificateFacts::of(&leaf.cert_pem) else { return false };
-    facts.names == [host]
+    facts.names == hosts
         && now < facts.at_share(1, 3)
         && now >= facts.not_before
         && pki::is_signed_by(&leaf.cert_pem, &ca.cert_pem)
@@ -162,16 +164,19 @@ mod tests {
     const DAY_MS: u64 = 86_400_000;
 
     #[test]
-    fn a_leaf_is_good_for_a_third_of_its_life_for_its_name_and_ca() {
+    fn a_leaf_is_good_for_a_third_of_its_life_for_its_names_and_ca() {
+        let hosts = |name: &str| vec![name.to_owned(), "*.a".to_owned()];
+        let [a, b] = [hosts("door.a"), hosts("door.b")];
         let ca = pki::make_ca("ca", NOW).unwrap();
         let other = pki::make_ca("ca", NOW).unwrap();
-        let leaf = pki::make_leaf(&ca, "door.a", Purpose::Server, NOW).unwrap();
-        assert!(is_good(&leaf, &ca, "door.a", NOW));
-        assert!(is_good(&leaf, &ca, "door.a", NOW.plus(29 * DAY_MS)));
-        assert!(!is_good(&leaf, &ca, "door.a", NOW.plus(31 * DAY_MS)));
-        assert!(!is_good(&leaf, &ca, "door.b", NOW));
-        assert!(!is_good(&leaf, &other, "door.a", NOW));
+        let leaf = pki::make_leaf(&ca, &a, Purpose::Server, NOW).unwrap();
+        assert!(is_good(&leaf, &ca, &a, NOW));
+        assert!(is_good(&leaf, &ca, &a, NOW.plus(29 * DAY_MS)));
+        assert!(!is_good(&leaf, &ca, &a, NOW.plus(31 * DAY_MS)));
+        assert!(!is_good(&leaf, &ca, &b, NOW));
+        assert!(!is_good(&leaf, &ca, &a[..1], NOW));
+        assert!(!is_good(&leaf, &other, &a, NOW));
         let broken = Leaf { cert_pem: "x".to_owned(), ..leaf };
-        assert!(!is_good(&broken, &ca, "door.a", NOW));
+        assert!(!is_good(&broken, &ca, &a, NOW));
     }
 }

@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use fairlead_model::ledger::Ledger;
-use fairlead_model::snapshot::Knock;
+use fairlead_model::snapshot::{Knock, SniState};
 use fairlead_model::{ClusterUid, PlanNumber};
 use fairlead_proto::{LEDGER_BYTES_MAX, pb};
 use prost::Message as _;
@@ -38,6 +38,8 @@ pub struct KeptKnock {
     pub knock: Knock,
     /// In words.
     pub message: String,
+    /// The same for the listener that tells services apart by SNI.
+    pub sni: SniState,
 }
 
 /// The first CA seen of each peer's cluster, PEM.
@@ -227,7 +229,11 @@ mod tests {
     fn the_knock_is_kept() {
         let (_dir, disk) = disk();
         assert_eq!(disk.knock().knock, Knock::Unknown);
-        let kept = KeptKnock { knock: Knock::Shut, message: "m".to_owned() };
+        let kept = KeptKnock {
+            knock: Knock::Shut,
+            message: "m".to_owned(),
+            sni: SniState { knock: Knock::StrangerLetIn, message: "n".to_owned() },
+        };
         disk.keep_knock(&kept).unwrap();
         assert_eq!(disk.knock(), kept);
         fs::write(disk.dir.join(KNOCK), "{").unwrap();

@@ -215,6 +215,8 @@ fn readiness_text(admin: &Admin) -> (bool, String) {
     }
     let knock = admin.knock.borrow().clone();
     check("door", true, format!("{:?} {}", knock.knock, knock.message).trim().to_owned());
+    let sni = format!("{:?} {}", knock.sni.knock, knock.sni.message);
+    check("door by SNI", true, sni.trim().to_owned());
     let plan = admin.applied.borrow().as_ref().map_or_else(
         || "none yet".to_owned(),
         |report| format!("{}, {} exceptions", report.number, report.exceptions.len()),

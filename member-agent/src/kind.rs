@@ -308,6 +308,8 @@ mod tests {
         assert_eq!(own::BACKEND_CLIENT_CERT, keys::BACKEND_CLIENT_CERT);
         assert_eq!(own::SECRET_CLIENT, keys::SECRET_EAST_WEST_CLIENT);
         assert_eq!(own::SERVICE_NAME, keys::SERVICE_NAME);
+        assert_eq!(own::MEMBER, keys::LABEL_MEMBER);
+        assert_eq!(own::EAST_WEST_GATEWAY, keys::EAST_WEST_GATEWAY);
         assert!(keys::member_object("east").starts_with(own::MEMBER_PREFIX));
         assert!(keys::EAST_WEST_GATEWAY.starts_with(own::EAST_WEST_PREFIX));
         assert!(keys::CONFIG_MAP_EAST_WEST_CALLERS.starts_with(own::EAST_WEST_PREFIX));

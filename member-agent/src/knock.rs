@@ -3,14 +3,16 @@
 //! With our certificate the probe route must answer; without one, and with one of a foreign CA, TLS
 //! must refuse (with TLS 1.3 the refusal comes on the first read after the handshake). One stranger
 //! who is let in is enough to shut the door; only all three outcomes together open it. Anything
-//! unclear changes nothing. The verdict is kept on disk until it is disproved.
+//! unclear changes nothing. The verdict is kept on disk until it is disproved. Each listener of the door
+//! has a verdict of its own: a gateway may ask for certificates at one of them and not at the other.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_crds::keys;
-use fairlead_model::snapshot::{Address, GatewayRole, Knock, Snapshot};
+use fairlead_model::snapshot::{Address, GatewayRole, Knock, Snapshot, SniState};
 use fairlead_model::{ClusterUid, Millis};
 use fairlead_translate::names;
 use rustls::ClientConfig;
@@ -49,8 +51,39 @@ pub enum Visit {
     Unclear(String),
 }
 
+/// A listener of our door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Listener {
+    /// For requests with headers.
+    Headers,
+    /// For what is told apart by SNI.
+    Sni,
+}
+
+impl Listener {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Headers => keys::EAST_WEST_LISTENER_HTTPS,
+            Self::Sni => keys::EAST_WEST_LISTENER_TLS,
+        }
+    }
+
+    /// What is asked there: the gateway itself answers requests; connections it can only pass on to us.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Headers => keys::PATH_PROBE,
+            Self::Sni => keys::PATH_READINESS,
+        }
+    }
+}
+
 /// What three visits come to; none = nothing, what was known stands.
-pub fn judge(ours: &Visit, nobody: &Visit, stranger: &Visit) -> Option<KeptKnock> {
+pub fn judge(
+    listener: Listener,
+    ours: &Visit,
+    nobody: &Visit,
+    stranger: &Visit,
+) -> Option<(Knock, String)> {
     let let_in = |visit: &Visit| matches!(visit, Visit::Answered | Visit::LetIn);
     let who = match (let_in(nobody), let_in(stranger)) {
         (true, true) => "callers without a certificate and callers with a foreign one",
@@ -60,15 +93,17 @@ pub fn judge(ours: &Visit, nobody: &Visit, stranger: &Visit) -> Option<KeptKnock
             let shut =
                 (ours, nobody, stranger) == (&Visit::Answered, &Visit::Refused, &Visit::Refused);
             let message = "answers our certificate, refuses none and a foreign one".to_owned();
-            return shut.then_some(KeptKnock { knock: Knock::Shut, message });
+            return shut.then_some((Knock::Shut, message));
         }
     };
     let message = format!(
-        "the door lets in {who}; check what the gateway makes of spec.tls.frontend of Gateway {}/{}",
+        "listener {} of the door lets in {who}; check what the gateway makes of spec.tls.frontend, and of \
+         the policies that name Gateway {}/{}",
+        listener.name(),
         keys::NAMESPACE,
         keys::EAST_WEST_GATEWAY
     );
-    Some(KeptKnock { knock: Knock::StrangerLetIn, message })
+    Some((Knock::StrangerLetIn, message))
 }
 
 /// Knocks for ever.
@@ -88,61 +123,86 @@ pub struct Knocker {
 impl Knocker {
     /// Knocks, again and again, and at once when the door changes.
     pub async fn run(mut self) {
-        let mut said = String::new();
+        let mut said = BTreeMap::new();
         let mut open_again = OPEN_AGAIN_MIN;
-        let mut before = None;
+        let mut before = Doors::default();
         loop {
-            let at = self.snapshot.borrow_and_update().as_deref().and_then(door_of);
+            let at = self.snapshot.borrow_and_update().as_deref().map(doors_of).unwrap_or_default();
             if at != before {
                 open_again = OPEN_AGAIN_MIN;
                 before.clone_from(&at);
             }
             let crossing = self.crossing.borrow_and_update().clone();
             let mut wait = SHUT_AGAIN;
-            if let (Some((addresses, port)), Some(crossing)) = (&at, crossing) {
-                match visit_all(&self.uid, addresses, *port, &crossing).await {
-                    Ok((verdict, unclear)) => {
-                        if !unclear.is_empty() && unclear != said {
-                            info!(detail = %unclear, "the knock at our door is not clear yet");
-                        }
-                        said = unclear;
-                        self.settle(verdict);
-                    }
-                    Err(error) => warn!(%error, "cannot knock at our door"),
+            if let Some(crossing) = crossing.filter(|_| !at.is_empty()) {
+                for (listener, (addresses, port)) in &at {
+                    self.knock(*listener, addresses, *port, &crossing, &mut said).await;
                 }
-                if self.verdict.borrow().knock == Knock::Shut {
+                if self.all_shut(&at) {
                     open_again = OPEN_AGAIN_MIN;
                 } else {
                     wait = open_again;
                     open_again = (open_again * 2).min(OPEN_AGAIN_MAX);
                 }
             }
-            if self.wait(wait, at).await.is_err() {
+            if self.wait(wait, &at).await.is_err() {
                 return;
             }
         }
     }
 
-    fn settle(&self, verdict: Option<KeptKnock>) {
-        let Some(verdict) = verdict.filter(|verdict| *verdict != *self.verdict.borrow()) else {
-            return;
-        };
-        match verdict.knock {
-            Knock::StrangerLetIn => error!(detail = %verdict.message, "our door is not shut"),
-            Knock::Shut | Knock::Unknown => info!(detail = %verdict.message, "our door is shut"),
+    async fn knock(
+        &self,
+        listener: Listener,
+        addresses: &[Address],
+        port: u16,
+        crossing: &Crossing,
+        said: &mut BTreeMap<Listener, String>,
+    ) {
+        match visit_all(&self.uid, listener, addresses, port, crossing).await {
+            Ok((verdict, unclear)) => {
+                let before = said.insert(listener, unclear.clone());
+                if !unclear.is_empty() && before != Some(unclear.clone()) {
+                    info!(?listener, detail = %unclear, "the knock at our door is not clear yet");
+                }
+                self.settle(listener, verdict);
+            }
+            Err(error) => warn!(%error, "cannot knock at our door"),
         }
-        if let Err(error) = self.disk.keep_knock(&verdict) {
+    }
+
+    fn all_shut(&self, at: &Doors) -> bool {
+        let verdict = self.verdict.borrow();
+        at.keys().all(|listener| match listener {
+            Listener::Headers => verdict.knock == Knock::Shut,
+            Listener::Sni => verdict.sni.knock == Knock::Shut,
+        })
+    }
+
+    fn settle(&self, listener: Listener, verdict: Option<(Knock, String)>) {
+        let Some((knock, message)) = verdict else { return };
+        let mut kept = self.verdict.borrow().clone();
+        match listener {
+            Listener::Headers => (kept.knock, kept.message) = (knock, message.clone()),
+            Listener::Sni => kept.sni = SniState { knock, message: message.clone() },
+        }
+        if kept == *self.verdict.borrow() {
+            return;
+        }
+        match knock {
+            Knock::StrangerLetIn => error!(?listener, detail = %message, "our door is not shut"),
+            Knock::Shut | Knock::Unknown => {
+                info!(?listener, detail = %message, "our door is shut");
+            }
+        }
+        if let Err(error) = self.disk.keep_knock(&kept) {
             warn!(%error, "cannot keep the knock's verdict");
         }
-        self.verdict.send_replace(verdict);
+        self.verdict.send_replace(kept);
     }
 
     /// Waits for the time, or for another door or another certificate.
-    async fn wait(
-        &mut self,
-        time: Duration,
-        at: Option<(Vec<Address>, u16)>,
-    ) -> Result<(), watch::error::RecvError> {
+    async fn wait(&mut self, time: Duration, at: &Doors) -> Result<(), watch::error::RecvError> {
         let time = tokio::time::sleep(time);
         tokio::pin!(time);
         loop {
@@ -151,8 +211,8 @@ impl Knocker {
                 changed = self.crossing.changed() => return changed,
                 changed = self.snapshot.changed() => {
                     changed?;
-                    let now = self.snapshot.borrow_and_update().as_deref().and_then(door_of);
-                    if now != at {
+                    let now = self.snapshot.borrow_and_update();
+                    if now.as_deref().map(doors_of).unwrap_or_default() != *at {
                         return Ok(());
                     }
                 }
@@ -161,21 +221,35 @@ impl Knocker {
     }
 }
 
-/// Addresses and port of our own door, once it is programmed.
+/// Addresses and port of our own door for requests, once it is programmed.
 pub fn door_of(snapshot: &Snapshot) -> Option<(Vec<Address>, u16)> {
-    let door = snapshot.gateways.values().find(|gateway| gateway.role == GatewayRole::Door)?;
-    let listener = door.listeners.get(keys::EAST_WEST_LISTENER_HTTPS)?;
-    let addresses: Vec<Address> = door.addresses.iter().cloned().collect();
-    (!addresses.is_empty()).then_some((addresses, listener.port))
+    doors_of(snapshot).remove(&Listener::Headers)
+}
+
+/// Listeners of our own door, with addresses and port.
+type Doors = BTreeMap<Listener, (Vec<Address>, u16)>;
+
+fn doors_of(snapshot: &Snapshot) -> Doors {
+    let door = snapshot.gateways.values().find(|gateway| gateway.role == GatewayRole::Door);
+    let addresses = door.map(|door| door.addresses.iter().cloned().collect::<Vec<Address>>());
+    let (Some(door), Some(addresses)) = (door, addresses.filter(|all| !all.is_empty())) else {
+        return Doors::new();
+    };
+    let listener = |listener: Listener| {
+        let port = door.listeners.get(listener.name())?.port;
+        Some((listener, (addresses.clone(), port)))
+    };
+    [Listener::Headers, Listener::Sni].into_iter().filter_map(listener).collect()
 }
 
 /// Knocks at every address; the worst counts. The text says what was unclear.
 async fn visit_all(
     uid: &ClusterUid,
+    listener: Listener,
     addresses: &[Address],
     port: u16,
     crossing: &Crossing,
-) -> Result<(Option<KeptKnock>, String), TlsError> {
+) -> Result<(Option<(Knock, String)>, String), TlsError> {
     let name = names::server_name(uid);
     let ours = Trust::Ca(crossing.ca_pem.clone());
     let alpn = ["http/1.1"];
@@ -191,18 +265,18 @@ async fn visit_all(
     let mut unclear = String::new();
     for address in addresses {
         let (ours, nobody, stranger) = tokio::join!(
-            visit_as_member(&with_ours, &name, address, port),
+            visit(&with_ours, &name, address, port, listener.path()),
             visit_as_stranger(&with_none, &name, address, port),
             visit_as_stranger(&with_foreign, &name, address, port),
         );
-        let verdict = judge(&ours, &nobody, &stranger);
+        let verdict = judge(listener, &ours, &nobody, &stranger);
         if verdict.is_none() {
             unclear = format!("{address}: ours {ours:?}, without {nobody:?}, foreign {stranger:?}");
         }
         verdicts.push(verdict);
     }
-    let let_in = |verdict: &&Option<KeptKnock>| {
-        verdict.as_ref().is_some_and(|kept| kept.knock == Knock::StrangerLetIn)
+    let let_in = |verdict: &&Option<(Knock, String)>| {
+        verdict.as_ref().is_some_and(|(knock, _)| *knock == Knock::StrangerLetIn)
     };
     if let Some(worst) = verdicts.iter().find(let_in) {
         return Ok((worst.clone(), unclear));
@@ -214,7 +288,7 @@ async fn visit_all(
 /// The very name of our own callers, of a CA that nobody knows.
 fn foreign_leaf(uid: &ClusterUid, now: Millis) -> Option<Leaf> {
     let ca = pki::make_ca("fairlead knock", now).ok()?;
-    pki::make_leaf(&ca, &names::client_name(uid), Purpose::Client, now).ok()
+    pki::make_leaf(&ca, &[names::client_name(uid)], Purpose::Client, now).ok()
 }
 
 /// Visits with our own certificate, as a peer would.
@@ -224,9 +298,19 @@ pub async fn visit_as_member(
     address: &Address,
     port: u16,
 ) -> Visit {
+    visit(config, name, address, port, keys::PATH_PROBE).await
+}
+
+async fn visit(
+    config: &Arc<ClientConfig>,
+    name: &str,
+    address: &Address,
+    port: u16,
+    path: &str,
+) -> Visit {
     let visit = async {
         let mut connection = door::open(config, name, address, port).await?;
-        connection.get(keys::PATH_PROBE).await
+        connection.get(path).await
     };
     match tokio::time::timeout(VISIT, visit).await {
         Ok(Ok(status)) if door::is_answer(status) => Visit::Answered,

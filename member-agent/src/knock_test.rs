@@ -5,10 +5,10 @@
 use super::*;
 use crate::testing::{LetsIn, TestDoor, TestMember};
 
-async fn knock(member: &TestMember, door: &TestDoor) -> (Option<KeptKnock>, String) {
+async fn knock(member: &TestMember, door: &TestDoor) -> (Option<(Knock, String)>, String) {
     let address = Address::Ip(door.address.ip());
     let port = door.address.port();
-    visit_all(&member.uid, &[address], port, &member.crossing).await.unwrap()
+    visit_all(&member.uid, Listener::Headers, &[address], port, &member.crossing).await.unwrap()
 }
 
 #[tokio::test]
@@ -16,7 +16,7 @@ async fn a_door_that_asks_for_our_certificates_is_shut() {
     let member = TestMember::new("uid-east");
     let door = member.open_door(LetsIn::Callers, 302).await;
     let (verdict, unclear) = knock(&member, &door).await;
-    assert_eq!(verdict.map(|v| v.knock), Some(Knock::Shut), "{unclear}");
+    assert_eq!(verdict.map(|v| v.0), Some(Knock::Shut), "{unclear}");
 }
 
 #[tokio::test]
@@ -24,8 +24,8 @@ async fn a_door_that_lets_anybody_in_is_found_out() {
     let member = TestMember::new("uid-east");
     let door = member.open_door(LetsIn::Everybody, 302).await;
     let verdict = knock(&member, &door).await.0.unwrap();
-    assert_eq!(verdict.knock, Knock::StrangerLetIn);
-    assert!(verdict.message.contains("without a certificate and callers with a foreign one"));
+    assert_eq!(verdict.0, Knock::StrangerLetIn);
+    assert!(verdict.1.contains("without a certificate and callers with a foreign one"));
 }
 
 #[tokio::test]
@@ -52,7 +52,9 @@ async fn nobody_at_home_proves_nothing() {
     let address = door.address;
     drop(door);
     let at = [Address::Ip(address.ip())];
-    let got = visit_all(&member.uid, &at, address.port(), &member.crossing).await.unwrap();
+    let listener = Listener::Headers;
+    let got =
+        visit_all(&member.uid, listener, &at, address.port(), &member.crossing).await.unwrap();
     assert_eq!(got.0, None);
 }
 
@@ -61,7 +63,7 @@ fn the_worst_visit_counts() {
     use Visit::{Answered, LetIn, Refused, Unclear};
     let unclear = || Unclear(String::new());
     let of = |ours: &Visit, nobody: &Visit, stranger: &Visit| {
-        judge(ours, nobody, stranger).map(|kept| kept.knock)
+        judge(Listener::Sni, ours, nobody, stranger).map(|(knock, _)| knock)
     };
     assert_eq!(of(&Answered, &Refused, &Refused), Some(Knock::Shut));
     assert_eq!(of(&unclear(), &Refused, &LetIn), Some(Knock::StrangerLetIn));

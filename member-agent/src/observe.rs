@@ -102,7 +102,13 @@ impl Observer {
         let facts = self.facts.borrow_and_update().clone();
         let ca_pem = self.crossing.borrow_and_update().as_ref().map(|c| c.ca_pem.clone());
         let knock = self.knock.borrow_and_update().clone();
-        let door = DoorState { ca_pem, knock: knock.knock, message: knock.message };
+        let door = DoorState {
+            ca_pem,
+            knock: knock.knock,
+            message: knock.message,
+            sni: Some(knock.sni),
+            weak: self.config.weak_doors.clone(),
+        };
         let state = self.cache.read();
         let (mut snapshot, notes) = snapshot_of(&state, &self.config, facts, door);
         if !self.dns_addresses.is_empty() {

@@ -123,8 +123,12 @@ fn kinds_that_we_may_write_are_reported_with_their_version() {
 fn the_door_and_the_facts_are_reported_as_given() {
     let cache = cache_of(vec![]);
     let state = cache.read();
-    let door =
-        DoorState { ca_pem: Some("pem".to_owned()), knock: Knock::Shut, message: "m".to_owned() };
+    let door = DoorState {
+        ca_pem: Some("pem".to_owned()),
+        knock: Knock::Shut,
+        message: "m".to_owned(),
+        ..DoorState::default()
+    };
     let facts = Facts { kubernetes_version: "v1.36.3".to_owned(), ..Facts::default() };
     let (snapshot, _) = snapshot_of(&state, &AgentConfig::default(), facts, door.clone());
     assert_eq!(snapshot.door, door);

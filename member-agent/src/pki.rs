@@ -70,11 +70,17 @@ pub fn make_ca(common_name: &str, now: Millis) -> Result<Leaf, PkiError> {
 ///
 /// # Errors
 /// [`PkiError`] when the CA has no meaning or the key cannot be made.
-pub fn make_leaf(ca: &Leaf, name: &str, purpose: Purpose, now: Millis) -> Result<Leaf, PkiError> {
+pub fn make_leaf(
+    ca: &Leaf,
+    names: &[String],
+    purpose: Purpose,
+    now: Millis,
+) -> Result<Leaf, PkiError> {
     let ca_key = KeyPair::from_pem(&ca.key_pem).map_err(make("a leaf: key of the CA"))?;
     let issuer = Issuer::from_ca_cert_pem(&ca.cert_pem, ca_key).map_err(make("a leaf: the CA"))?;
     let key = KeyPair::generate().map_err(make("the key of a leaf"))?;
-    let mut params = params(vec![name.to_owned()], name, now, LEAF_DAYS)?;
+    let name = names.first().map_or("", String::as_str);
+    let mut params = params(names.to_vec(), name, now, LEAF_DAYS)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![match purpose {
         Purpose::Server => ExtendedKeyUsagePurpose::ServerAuth,
@@ -188,7 +194,10 @@ mod tests {
     fn a_leaf_is_of_its_ca_for_its_name_and_time() {
         let ca = make_ca("fairlead crossing CA of uid-east", NOW).unwrap();
         let other = make_ca("fairlead crossing CA of uid-east", NOW).unwrap();
-        let leaf = make_leaf(&ca, "door.uid-east.fairlead.internal", Purpose::Server, NOW).unwrap();
+        let leaf = {
+            let name = "door.uid-east.fairlead.internal".to_owned();
+            make_leaf(&ca, &[name], Purpose::Server, NOW).unwrap()
+        };
         assert!(is_signed_by(&leaf.cert_pem, &ca.cert_pem));
         assert!(!is_signed_by(&leaf.cert_pem, &other.cert_pem));
         let facts = CertificateFacts::of(&leaf.cert_pem).unwrap();
@@ -207,7 +216,7 @@ mod tests {
         );
         assert!(!is_signed_by("x", "y"));
         let broken = Leaf { cert_pem: "x".to_owned(), key_pem: "y".to_owned() };
-        assert!(make_leaf(&broken, "a", Purpose::Client, NOW).is_err());
+        assert!(make_leaf(&broken, &["a".to_owned()], Purpose::Client, NOW).is_err());
         assert!(make_csr("no key").is_err());
     }
 

@@ -62,7 +62,8 @@ impl TestMember {
         let uid = ClusterUid::new(uid).unwrap();
         let now = wall_now();
         let ca = pki::make_ca("test", now).unwrap();
-        let client = pki::make_leaf(&ca, &names::client_name(&uid), Purpose::Client, now).unwrap();
+        let client =
+            pki::make_leaf(&ca, &[names::client_name(&uid)], Purpose::Client, now).unwrap();
         let crossing = Crossing { ca_pem: ca.cert_pem.clone(), client };
         Self { uid, ca, crossing }
     }
@@ -83,7 +84,7 @@ impl TestMember {
 
     async fn open(&self, at: &str, lets_in: LetsIn, behind: Behind) -> TestDoor {
         let leaf =
-            pki::make_leaf(&self.ca, &names::server_name(&self.uid), Purpose::Server, wall_now())
+            pki::make_leaf(&self.ca, &[names::server_name(&self.uid)], Purpose::Server, wall_now())
                 .unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())

@@ -103,14 +103,20 @@ pub const CONDITION_PLAN_APPLIED: &str = "PlanApplied";
 pub const CONDITION_REACHABLE: &str = "Reachable";
 /// Its door refuses strangers, by trial.
 pub const CONDITION_DOOR_SHUT: &str = "DoorShut";
+/// The listener of its door that tells services apart by SNI refuses strangers, by trial.
+pub const CONDITION_SNI_DOOR_SHUT: &str = "SNIDoorShut";
+/// It consented to doors that prove nothing of who calls.
+pub const CONDITION_WEAK_DOOR: &str = "WeakDoor";
 /// All conditions of a MemberCluster, in the order in which they come true.
-pub const MEMBER_CONDITIONS: [&str; 6] = [
+pub const MEMBER_CONDITIONS: [&str; 8] = [
     CONDITION_JOINED,
     CONDITION_CONNECTED,
     CONDITION_INVENTORY_SYNCED,
     CONDITION_PLAN_APPLIED,
     CONDITION_REACHABLE,
     CONDITION_DOOR_SHUT,
+    CONDITION_SNI_DOOR_SHUT,
+    CONDITION_WEAK_DOOR,
 ];
 
 // --- condition types of Gateway API that the hub writes
@@ -196,12 +202,14 @@ pub const EAST_WEST_GATEWAY: &str = "fairlead-eastwest";
 pub const EAST_WEST_LISTENER_HTTPS: &str = "https";
 /// Listener of the SNI door.
 pub const EAST_WEST_LISTENER_TLS: &str = "tls";
-/// Port of the SNI door; the header door's is [`crate::EAST_WEST_PORT`].
-pub const EAST_WEST_TLS_PORT: i32 = 15444;
+/// Listeners for one service each: this and their port.
+pub const EAST_WEST_LISTENER_UDP: &str = "udp";
 /// Name of the port of a member Service.
 pub const EAST_WEST_PORT_NAME: &str = "eastwest";
 /// The route that peers probe and the knock uses.
 pub const ROUTE_PROBE: &str = "probe";
+/// The route that the knock uses at the SNI door.
+pub const ROUTE_PROBE_SNI: &str = "probe-sni";
 /// The route to the agent's ready counts.
 pub const ROUTE_READINESS: &str = "readiness";
 /// ReferenceGrant in our namespace for routes that send to member Services.

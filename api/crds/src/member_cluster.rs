@@ -165,7 +165,7 @@ impl Default for EastWest {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberClusterStatus {
-    /// Joined, Connected, InventorySynced, PlanApplied, Reachable, DoorShut.
+    /// Joined, Connected, InventorySynced, PlanApplied, Reachable, DoorShut, SNIDoorShut, WeakDoor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -62,6 +62,8 @@ pub enum Gate {
     Open,
     /// Only while the agent's own knock finds the door shut; withdrawn otherwise.
     DoorShut,
+    /// The same for the listener that tells services apart by SNI.
+    SniDoorShut,
 }
 
 /// What may be done with an object that is there already.

@@ -247,10 +247,30 @@ impl RouteKind {
         }
     }
 
-    /// Requests of this kind have headers, so they cross by the header door.
+    /// Requests of this kind have headers.
     pub const fn has_headers(self) -> bool {
         matches!(self, Self::HTTPRoute | Self::GRPCRoute)
     }
+
+    /// How traffic of this kind crosses.
+    pub const fn way(self) -> Way {
+        match self {
+            Self::HTTPRoute | Self::GRPCRoute => Way::Header,
+            Self::TLSRoute | Self::TCPRoute => Way::Sni,
+            Self::UDPRoute => Way::Port,
+        }
+    }
+}
+
+/// How traffic crosses to another member: what tells its service there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Way {
+    /// A header of each request.
+    Header,
+    /// The server name of its TLS connection.
+    Sni,
+    /// The port that it comes to. Nothing proves who calls.
+    Port,
 }
 
 impl fmt::Display for RouteKind {

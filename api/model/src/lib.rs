@@ -25,6 +25,8 @@ pub mod view;
 /// Raw JSON, for what must survive unread: route rules, gateway specs, rendered objects.
 pub type Json = serde_json::Value;
 
-pub use id::{ClusterUid, IdError, MemberId, NsName, ObjectId, RouteKey, RouteKind, ServicePort};
+pub use id::{
+    ClusterUid, IdError, MemberId, NsName, ObjectId, RouteKey, RouteKind, ServicePort, Way,
+};
 pub use number::{Millis, PlanNumber, SnapshotNumber};
 pub use reason::{Note, Reason};

@@ -13,7 +13,7 @@ use crate::follower::FollowerPlan;
 use crate::policy::GlobalRoute;
 use crate::recipe::Recipe;
 use crate::snapshot::Address;
-use crate::{ClusterUid, Json, MemberId, Note, NsName, RouteKey, ServicePort};
+use crate::{ClusterUid, Json, MemberId, Note, NsName, RouteKey, ServicePort, Way};
 
 /// What one member must hold.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +87,9 @@ pub struct RulePlan {
     pub slots: Vec<Slot>,
     /// What the weights come from, and the weights.
     pub recipe: Recipe,
+    /// Who gets the copies of requests; a mirror of the rule that is absent is left out.
+    #[serde(default)]
+    pub mirrors: Vec<SlotTarget>,
 }
 
 /// One backendRef of a rendered rule.
@@ -134,12 +137,39 @@ pub struct PeerPlan {
     pub port: u16,
     /// Its crossing CA, PEM.
     pub ca_pem: String,
-    /// Kinds and namespaces of the routes that use it, for the ReferenceGrant. Empty: its door is only
-    /// watched, and nothing leads there.
+    /// Kinds and namespaces of the routes that use it by headers, for the ReferenceGrant.
     pub used_from: BTreeSet<UsedFrom>,
     /// `appProtocol`s of the services that are used there: a port of `member-<id>` for each, so that
     /// the entry's gateway speaks HTTP/2 where the service needs it (gRPC).
     pub app_protocols: BTreeSet<String>,
+    /// What is used there without headers.
+    #[serde(default)]
+    pub passages: BTreeSet<Passage>,
+}
+
+impl PeerPlan {
+    /// Whether anything leads there; else its door is only watched.
+    pub fn is_used(&self) -> bool {
+        !(self.used_from.is_empty() && self.passages.is_empty())
+    }
+}
+
+/// A service behind a remote member's door that has a Service of its own in the entry: what goes there has
+/// no headers, and only the connection can tell where it belongs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Passage {
+    /// Service.
+    pub service: NsName,
+    /// Its port.
+    pub port: ServicePort,
+    /// Kind and namespace of the routes that use it.
+    pub used_from: UsedFrom,
+    /// `appProtocol` of that port, empty when it has none.
+    pub app_protocol: String,
+    /// Port of the door.
+    pub door_port: u16,
+    /// What tells it from others there.
+    pub way: Way,
 }
 
 /// A kind of route in a namespace.
@@ -165,6 +195,32 @@ pub struct DoorPlan {
     /// How its gateway is told that what callers say of the client is true.
     #[serde(default)]
     pub trust: Trust,
+    /// What is told apart by SNI; none = the member's gateway or agent cannot do that.
+    #[serde(default)]
+    pub sni: Option<SniDoor>,
+    /// Services with a port of their own, which anybody can reach. The member consented to that.
+    #[serde(default)]
+    pub ports: BTreeSet<DoorPort>,
+}
+
+/// The listener of a door that tells services apart by SNI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SniDoor {
+    /// Its port.
+    pub port: u16,
+    /// Services that other members' plans lead to.
+    pub services: BTreeSet<DoorService>,
+}
+
+/// A service with a port of its own at a door.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DoorPort {
+    /// Port of the door.
+    pub door_port: u16,
+    /// Service.
+    pub service: NsName,
+    /// Its port.
+    pub port: ServicePort,
 }
 
 /// How a door's gateway is told that callers, who are gateways themselves, speak the truth about their

@@ -131,6 +131,18 @@ pub struct Rule {
     pub backends: Vec<Backend>,
     /// How traffic is spread over members.
     pub spread: Spread,
+    /// ServiceImports that get copies of requests, each once, in the order of the spec.
+    #[serde(default)]
+    pub mirrors: Vec<Mirror>,
+}
+
+/// A ServiceImport that gets copies of requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// Service.
+    pub service: NsName,
+    /// Its port.
+    pub port: ServicePort,
 }
 
 /// A backend of a rule.

@@ -68,6 +68,19 @@ pub struct GatewayClassState {
     pub features: Option<BTreeSet<String>>,
 }
 
+/// Feature of a gateway: a TLSRoute leads from a listener that ends TLS to a Service. The Gateway API's.
+pub const FEATURE_TLS_ROUTE_TERMINATE: &str = "TLSRouteModeTerminate";
+/// Feature of a gateway: BackendTLSPolicies and the Gateway's client certificate count for the backends of
+/// TCPRoutes, TLSRoutes and mirrored copies too. Ours: the Gateway API has no name for it.
+pub const FEATURE_STREAM_BACKEND_TLS: &str = "fairlead.dev/StreamBackendTLS";
+
+impl GatewayClassState {
+    /// Whether it is known to have a feature.
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.as_ref().is_some_and(|features| features.contains(feature))
+    }
+}
+
 /// What a Gateway is to us.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GatewayRole {
@@ -215,6 +228,42 @@ pub struct DoorState {
     pub knock: Knock,
     /// Details of the knock, bounded.
     pub message: String,
+    /// Its listener for what is told apart by SNI; none = the agent is of a version without one.
+    pub sni: Option<SniState>,
+    /// What the member's own configuration lets cross without a proof of who calls.
+    pub weak: BTreeSet<WeakDoor>,
+}
+
+/// The listener of a member's door that tells services apart by SNI.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SniState {
+    /// What the agent's knock at it found.
+    pub knock: Knock,
+    /// Details of the knock, bounded.
+    pub message: String,
+}
+
+/// A class of doors that does not prove who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum WeakDoor {
+    /// Callers show no certificate.
+    ServerOnly,
+    /// No TLS.
+    Open,
+}
+
+impl WeakDoor {
+    /// Every class, in order.
+    pub const ALL: [Self; 2] = [Self::ServerOnly, Self::Open];
+
+    /// As the agent's configuration spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ServerOnly => "ServerOnly",
+            Self::Open => "Open",
+        }
+    }
 }
 
 /// What the agent's knock at its own door found.

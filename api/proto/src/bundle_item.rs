@@ -91,6 +91,7 @@ fn object_to_pb(object: &BundleObject) -> pb::BundleObject {
         gate: match object.gate {
             Gate::Open => pb::Gate::Unspecified,
             Gate::DoorShut => pb::Gate::DoorShut,
+            Gate::SniDoorShut => pb::Gate::SniDoorShut,
         }
         .into(),
         claim: match object.claim {
@@ -107,6 +108,7 @@ fn object_from_pb(object: &pb::BundleObject) -> Result<(ObjectId, BundleObject),
     let gate = match object.gate() {
         pb::Gate::Unspecified => Gate::Open,
         pb::Gate::DoorShut => Gate::DoorShut,
+        pb::Gate::SniDoorShut => Gate::SniDoorShut,
     };
     let claim = match object.claim() {
         pb::Claim::Unspecified => Claim::Whole,

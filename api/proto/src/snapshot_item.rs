@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::snapshot::{
     Address, ClusterFacts, Consent, DoorState, EndpointCounts, GatewayClassState, GatewayRole,
-    GatewayState, GrantFrom, Knock, ListenerState, PortState, ServiceState, Snapshot,
+    GatewayState, GrantFrom, Knock, ListenerState, PortState, ServiceState, Snapshot, SniState,
+    WeakDoor,
 };
 use fairlead_model::{ClusterUid, Millis, Note, NsName, Reason, RouteKind};
 use prost::Message as _;
@@ -250,21 +251,43 @@ fn grant_from_pb(grant: pb::GrantFrom) -> Option<GrantFrom> {
 fn door_to_pb(door: &DoorState) -> pb::Door {
     pb::Door {
         ca_pem: door.ca_pem.clone(),
-        knock: match door.knock {
-            Knock::Unknown => pb::Knock::Unspecified,
-            Knock::Shut => pb::Knock::Shut,
-            Knock::StrangerLetIn => pb::Knock::StrangerLetIn,
-        }
-        .into(),
+        knock: knock_to_pb(door.knock).into(),
         message: door.message.clone(),
+        sni: door.sni.as_ref().map(|sni| pb::SniListener {
+            knock: knock_to_pb(sni.knock).into(),
+            message: sni.message.clone(),
+        }),
+        weak: door.weak.iter().map(|class| class.as_str().to_owned()).collect(),
+    }
+}
+
+fn knock_to_pb(knock: Knock) -> pb::Knock {
+    match knock {
+        Knock::Unknown => pb::Knock::Unspecified,
+        Knock::Shut => pb::Knock::Shut,
+        Knock::StrangerLetIn => pb::Knock::StrangerLetIn,
+    }
+}
+
+fn knock_from_pb(knock: pb::Knock) -> Knock {
+    match knock {
+        pb::Knock::Unspecified => Knock::Unknown,
+        pb::Knock::Shut => Knock::Shut,
+        pb::Knock::StrangerLetIn => Knock::StrangerLetIn,
     }
 }
 
 fn door_from_pb(door: &pb::Door) -> DoorState {
-    let knock = match door.knock() {
-        pb::Knock::Unspecified => Knock::Unknown,
-        pb::Knock::Shut => Knock::Shut,
-        pb::Knock::StrangerLetIn => Knock::StrangerLetIn,
-    };
-    DoorState { ca_pem: door.ca_pem.clone(), knock, message: door.message.clone() }
+    // A class that this version does not know is no consent.
+    let weak = |class: &WeakDoor| door.weak.iter().any(|text| text == class.as_str());
+    DoorState {
+        ca_pem: door.ca_pem.clone(),
+        knock: knock_from_pb(door.knock()),
+        message: door.message.clone(),
+        sni: door.sni.as_ref().map(|sni| SniState {
+            knock: knock_from_pb(sni.knock()),
+            message: sni.message.clone(),
+        }),
+        weak: WeakDoor::ALL.into_iter().filter(weak).collect(),
+    }
 }

@@ -21,7 +21,8 @@ use fairlead_model::session::{
 };
 use fairlead_model::snapshot::{
     Address, ClusterFacts, Consent, DoorState, EndpointCounts, GatewayClassState, GatewayRole,
-    GatewayState, GrantFrom, Knock, ListenerState, PortState, ServiceState, Snapshot,
+    GatewayState, GrantFrom, Knock, ListenerState, PortState, ServiceState, Snapshot, SniState,
+    WeakDoor,
 };
 use fairlead_model::traffic::{Flow, FlowCounts, Outcome, TrafficReport};
 use fairlead_model::{
@@ -113,6 +114,8 @@ fn mk_snapshot() -> Snapshot {
             ca_pem: Some("PEM".into()),
             knock: Knock::StrangerLetIn,
             message: "let in".into(),
+            sni: Some(SniState { knock: Knock::Shut, message: "shut".into() }),
+            weak: [WeakDoor::Open].into(),
         },
     }
 }

@@ -17,6 +17,8 @@ use crate::names::{hash, hex};
 /// Newest epochs that doors accept.
 pub const EPOCHS_ACCEPTED: usize = 2;
 
+const SNI_LABEL_LEN: usize = 40;
+
 /// The hub's keys for capabilities, by epoch.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct CapabilityKeys {
@@ -53,12 +55,37 @@ pub fn capability(
     service: &NsName,
     port: ServicePort,
 ) -> Option<String> {
+    digest(keys, epoch, b"fairlead capability 1", (uid, from_namespace, service, port))
+}
+
+/// The first label of the server name by which the same is reached where there are no headers: as
+/// unguessable, and of no use as a capability. 40 lower-case hexadecimal digits: a label has at most 63
+/// characters, and 160 bits are more than anybody can try.
+pub fn sni_label(
+    keys: &CapabilityKeys,
+    epoch: u32,
+    uid: &ClusterUid,
+    from_namespace: &str,
+    service: &NsName,
+    port: ServicePort,
+) -> Option<String> {
+    let mut label = digest(keys, epoch, b"fairlead sni 1", (uid, from_namespace, service, port))?;
+    label.truncate(SNI_LABEL_LEN);
+    Some(label)
+}
+
+fn digest(
+    keys: &CapabilityKeys,
+    epoch: u32,
+    purpose: &[u8],
+    (uid, from_namespace, service, port): (&ClusterUid, &str, &NsName, ServicePort),
+) -> Option<String> {
     let key = keys.epochs.get(&epoch)?;
     let mut mac =
         <Hmac<Sha256> as hmac::Mac>::new_from_slice(key).expect("HMAC takes keys of any length");
     // Each field with its length, so that no two sets of fields run together.
     let fields: [&[u8]; 7] = [
-        b"fairlead capability 1",
+        purpose,
         &epoch.to_be_bytes(),
         uid.as_str().as_bytes(),
         from_namespace.as_bytes(),
@@ -108,6 +135,20 @@ mod tests {
         ] {
             assert_ne!(other.unwrap(), base);
         }
+    }
+
+    #[test]
+    fn server_names_are_labels_and_tell_nothing_of_capabilities() {
+        let uid = ClusterUid::new("u").unwrap();
+        let of = |from: &str, port| {
+            sni_label(&keys(), 2, &uid, from, &NsName::new("shop", "db"), port).unwrap()
+        };
+        let label = of("shop", 5432);
+        assert!(fairlead_model::id::is_label(&label, 63) && label.len() == SNI_LABEL_LEN);
+        assert_ne!(label, of("bank", 5432));
+        assert_ne!(label, of("shop", 5433));
+        let capability = self::of(2, "u", "shop", "shop/db", 5432).unwrap();
+        assert!(!capability.starts_with(&label));
     }
 
     #[test]

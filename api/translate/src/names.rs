@@ -6,7 +6,8 @@
 
 use fairlead_crds::keys;
 use fairlead_model::id::is_label;
-use fairlead_model::{ClusterUid, MemberId, NsName};
+use fairlead_model::plan::{DoorService, Passage};
+use fairlead_model::{ClusterUid, MemberId, NsName, ServicePort};
 use sha2::{Digest as _, Sha256};
 
 /// Longest name of most kinds (a DNS subdomain).
@@ -16,6 +17,8 @@ pub const SUBDOMAIN_LEN_MAX: usize = 253;
 pub const LABEL_LEN_MAX: usize = 63;
 /// Hexadecimal digits of a hash in a name: 80 bits, so that nobody finds two texts for one name.
 const HASH_LEN: usize = 20;
+/// Characters of a service's own name in the name of its [`passage`]: what a label has left.
+const PASSAGE_HEAD_MAX: usize = 34;
 
 /// Name of the route that mirrors a global route.
 pub fn route_mirror(name: &str) -> String {
@@ -73,6 +76,47 @@ pub fn peer_ca(member: &MemberId) -> String {
 /// Name of the EndpointSlice of a remote member for `v4` or `v6`.
 pub fn peer_slice(member: &MemberId, family: &str) -> String {
     keys::member_slice(member.as_str(), family)
+}
+
+/// Name of the Service, EndpointSlices' Service and BackendTLSPolicy that stand for one service of a remote
+/// member. Two hyphens: the name of a member starts with none, so that no member's [`peer`] is called so.
+/// A Service's name is a label.
+pub fn passage(member: &MemberId, passage: &Passage) -> String {
+    let Passage { service, port, used_from, way, .. } = passage;
+    let from = &used_from.namespace;
+    let hash = hash(&format!("{member} {from} {service} {port} {way:?}"));
+    let head: String = service.name.chars().take(PASSAGE_HEAD_MAX).collect();
+    let head = head.trim_end_matches('-');
+    format!("{}-{head}-{hash}", keys::member_object(""))
+}
+
+/// Name of the EndpointSlice of such a Service for `v4` or `v6`.
+pub fn passage_slice(passage: &str, family: &str) -> String {
+    format!("{passage}-{family}")
+}
+
+/// Name of a door route of a service for those who reach it without headers, from one namespace.
+pub fn sni_route(behind: &DoorService) -> String {
+    let DoorService { from_namespace, service, port } = behind;
+    let port = port.to_string();
+    let name = dotted(&[&service.namespace, &service.name, &port, from_namespace]);
+    fit(&name, ".sni", SUBDOMAIN_LEN_MAX)
+}
+
+/// Name of a door route of a service for those who reach it by a port of its own.
+pub fn port_route(service: &NsName, port: ServicePort) -> String {
+    let name = dotted(&[&service.namespace, &service.name, &port.to_string()]);
+    fit(&name, ".port", SUBDOMAIN_LEN_MAX)
+}
+
+/// Server name of one service behind a cluster's doors.
+pub fn sni_name(label: &str, uid: &ClusterUid) -> String {
+    format!("{label}.{}.fairlead.internal", uid_label(uid))
+}
+
+/// What in the certificate of a cluster's doors stands for all of these.
+pub fn sni_wildcard(uid: &ClusterUid) -> String {
+    sni_name("*", uid)
 }
 
 /// Host name in the certificate of a cluster's doors, and the host of probes.
@@ -138,6 +182,9 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use fairlead_model::plan::UsedFrom;
+    use fairlead_model::{RouteKind, Way};
+
     use super::*;
 
     #[test]
@@ -146,6 +193,33 @@ mod tests {
         assert_eq!(door_route(&NsName::new("shop", "cart"), ""), "shop.cart");
         assert_eq!(routes_grant("shop", "01"), "fairlead-routes.shop.01");
         assert_eq!(door_grant("1"), "fairlead-eastwest-1");
+    }
+
+    #[test]
+    fn names_of_passages_are_labels_and_differ_by_what_they_stand_for() {
+        let member = |name: &str| MemberId::new(name).unwrap();
+        let mk = |from: &str, service: &str, port, way| Passage {
+            service: NsName::new("shop", service),
+            port,
+            used_from: UsedFrom { kind: RouteKind::TCPRoute, namespace: from.to_owned() },
+            app_protocol: String::new(),
+            door_port: 15_444,
+            way,
+        };
+        let base = passage(&member("east"), &mk("shop", "db", 5432, Way::Sni));
+        assert!(base.starts_with("member--db-"), "{base}");
+        for other in [
+            passage(&member("west"), &mk("shop", "db", 5432, Way::Sni)),
+            passage(&member("east"), &mk("bank", "db", 5432, Way::Sni)),
+            passage(&member("east"), &mk("shop", "dc", 5432, Way::Sni)),
+            passage(&member("east"), &mk("shop", "db", 5433, Way::Sni)),
+            passage(&member("east"), &mk("shop", "db", 5432, Way::Port)),
+        ] {
+            assert_ne!(other, base);
+        }
+        let long = format!("{}-{}", "s".repeat(33), "t".repeat(29));
+        let name = passage(&member(&"m".repeat(50)), &mk(&"n".repeat(63), &long, 1, Way::Sni));
+        assert!(is_label(&name, LABEL_LEN_MAX), "{name}");
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn table(outcome: &Outcome, args: &PlanArgs) -> String {
         bundle.objects.iter().map(|(id, object)| {
             let gate = match object.gate {
                 Gate::Open => "at once",
-                Gate::DoorShut => "when the door is proven shut",
+                Gate::DoorShut | Gate::SniDoorShut => "when the door is proven shut",
             };
             vec![
                 member.to_string(),

@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use fairlead_crds::keys;
 use fairlead_model::policy::MemberSpec;
 use fairlead_model::snapshot::{
-    Address, EndpointCounts, GatewayRole, GatewayState, Knock, ServiceState, Snapshot,
+    Address, EndpointCounts, GatewayRole, GatewayState, Knock, ServiceState, SniState, Snapshot,
 };
 use fairlead_model::{ClusterUid, MemberId, NsName};
 use fairlead_translate::ingest::hub::HubObjects;
@@ -131,6 +131,7 @@ pub(crate) fn fill_snapshot(
     }
     // Nobody can knock at a file.
     snapshot.door.knock = Knock::Shut;
+    snapshot.door.sni = Some(SniState { knock: Knock::Shut, ..SniState::default() });
     snapshot.door.ca_pem = known.ca_pem.map(str::to_owned);
     if assume.doors == Doors::Assumed {
         fill_ca(snapshot, known, &mut say);

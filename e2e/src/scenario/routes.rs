@@ -7,10 +7,13 @@
 //!  client ─▶ west (plain.test) ─────────▶ the same
 //! ```
 //!
-//! Letters: m matches, f filters and timeouts, s streams and sessions, g gRPC, t what is told.
+//! Letters: m matches, f filters and timeouts, s streams and sessions, g gRPC, c connections and datagrams,
+//! t what is told.
 //! Leaves the world as it was.
 
 mod case;
+mod connection;
+mod copies;
 mod grpc;
 mod http;
 mod stream;
@@ -73,6 +76,8 @@ struct Stage<'w> {
     fleet: Fleet<'w>,
     entry: SocketAddr,
     plain: SocketAddr,
+    /// Who signed the certificates of listeners and backends.
+    ca_pem: String,
 }
 
 impl Stage<'_> {
@@ -111,11 +116,12 @@ async fn tell(world: &World, facts: &mut Facts) -> Result<()> {
     let fleet = Fleet::new(world)?;
     fleet.init().await?;
     fleet.join_all().await?;
-    set_up(&fleet).await.context("setting up the routes")?;
+    let ca_pem = set_up(&fleet).await.context("setting up the routes")?;
     let stage = Stage {
         entry: entry(world.member(ENTRY)?).await?,
         plain: entry(world.member(TARGET)?).await?,
         fleet,
+        ca_pem,
     };
     let cases = http::cases();
     for case in &cases {
@@ -123,6 +129,8 @@ async fn tell(world: &World, facts: &mut Facts) -> Result<()> {
     }
     grpc::declare(&stage).await?;
     stream::declare(&stage).await?;
+    copies::declare(&stage).await?;
+    connection::declare(&stage).await?;
     stage.fleet.wait_settled().await?;
     wait_live(&stage).await?;
     for case in &cases {
@@ -130,11 +138,13 @@ async fn tell(world: &World, facts: &mut Facts) -> Result<()> {
     }
     stream::play(&stage, facts).await;
     grpc::play(&stage, facts).await;
+    copies::play(&stage, facts).await;
+    connection::play(&stage, facts).await;
     told::play(&stage, facts).await;
     Ok(())
 }
 
-async fn set_up(fleet: &Fleet<'_>) -> Result<()> {
+async fn set_up(fleet: &Fleet<'_>) -> Result<String> {
     let world = fleet.world();
     for cluster in world.clusters() {
         for namespace in [NAMESPACE, GATEWAY_NAMESPACE] {
@@ -145,32 +155,36 @@ async fn set_up(fleet: &Fleet<'_>) -> Result<()> {
         let mut echo = Echo::new(NAMESPACE, name, version, REPLICAS);
         echo.app_protocol = protocol.map(str::to_owned);
         world.deploy_echo(TARGET, &echo).await?;
-        let export = json!({
-            "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
-            "metadata": {"name": name, "namespace": NAMESPACE},
-        });
-        world.member(TARGET)?.objects().apply(&export).await?;
+        export(world, name).await?;
     }
     let target = world.member(TARGET)?.objects();
     target.apply(&object::namespace(PLAIN_NAMESPACE)).await?;
+    let ca_pem = connection::set_up(world).await.context("setting up connections")?;
     target.apply(&gateway(PLAIN_NAMESPACE, CLASS, Side::Plain)).await?;
     let class = fairlead_crds::keys::GATEWAY_CLASS;
     world.hub().objects().apply(&gateway(GATEWAY_NAMESPACE, class, Side::Fleet)).await?;
-    Ok(())
+    Ok(ca_pem)
+}
+
+async fn export(world: &World, name: &str) -> Result<()> {
+    let export = json!({
+        "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+    });
+    world.member(TARGET)?.objects().apply(&export).await.map(drop)
 }
 
 fn gateway(namespace: &str, class: &str, side: Side) -> Value {
+    let mut listeners = vec![json!({
+        "name": "http", "port": 80, "protocol": "HTTP",
+        "hostname": format!("*.{}", side.domain()),
+        "allowedRoutes": {"namespaces": {"from": "All"}},
+    })];
+    listeners.extend(connection::listeners(side));
     json!({
         "apiVersion": GATEWAY_API, "kind": "Gateway",
         "metadata": {"name": namespace, "namespace": namespace},
-        "spec": {
-            "gatewayClassName": class,
-            "listeners": [{
-                "name": "http", "port": 80, "protocol": "HTTP",
-                "hostname": format!("*.{}", side.domain()),
-                "allowedRoutes": {"namespaces": {"from": "All"}},
-            }],
-        },
+        "spec": {"gatewayClassName": class, "listeners": listeners},
     })
 }
 

@@ -4,11 +4,14 @@
 //! restarts, a controller has not observed a new generation) moves no traffic. What speaks clearly
 //! against it counts at once.
 
+mod ports;
+mod sni;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_model::policy::MemberSpec;
 use fairlead_model::snapshot::{Address, GatewayRole, GatewayState, Knock, Snapshot};
-use fairlead_model::{ClusterUid, MemberId, Note, Reason};
+use fairlead_model::{ClusterUid, MemberId, Note, NsName, Reason, ServicePort};
 
 use crate::{Answer, DoorMemory, FleetInput, Report};
 
@@ -29,6 +32,21 @@ pub(crate) struct Door {
     pub(crate) facts: Option<DoorMemory>,
     /// The member's crossing CA, also of one without a door: an entry needs it too.
     pub(crate) ca_pem: Option<String>,
+    /// Port of the listener that tells services apart by SNI, where the member can have one.
+    pub(crate) sni_port: Option<u16>,
+    /// Why nothing may come by that listener, beyond `answer`.
+    pub(crate) sni_refusal: Option<Reason>,
+    /// Why a service has no port of its own there; none = it has, or finds it in `facts`.
+    pub(crate) port_refusal: Reason,
+}
+
+impl Door {
+    /// The port of the door that a service has for itself.
+    pub(crate) fn port_of(&self, service: &NsName, port: ServicePort) -> Option<u16> {
+        let ports = self.facts.iter().flat_map(|door| &door.ports);
+        let own = ports.filter(|own| own.service == *service && own.port == port);
+        own.map(|own| own.door_port).next()
+    }
 }
 
 /// Examines the door of every registered member.
@@ -52,6 +70,7 @@ pub(crate) fn examine(input: &FleetInput, report: &mut Report) -> Examined {
         answers.insert(id.clone(), answer);
     }
     let address_holders = settle_addresses(input, &memory, &mut answers, report);
+    ports::assign(input, &mut memory);
     let losers =
         answers.iter().filter(|(_, answer)| **answer == Answer::No(Reason::AddressConflict));
     for (loser, _) in losers {
@@ -60,7 +79,12 @@ pub(crate) fn examine(input: &FleetInput, report: &mut Report) -> Examined {
     let door = |(id, answer): (MemberId, Answer)| {
         let facts = memory.get(&id).filter(|door| !door.addresses.is_empty()).cloned();
         let ca_pem = memory.get(&id).and_then(|door| door.ca_pem.clone());
-        (id, Door { answer, facts, ca_pem })
+        let spec = input.policy.members.get(&id);
+        let snapshot = input.members.get(&id).and_then(|m| m.snapshot.as_deref());
+        let sni = sni::examine(&id, spec.zip(snapshot), memory.get(&id), &address_holders);
+        let port_refusal = ports::refusal(snapshot);
+        let (sni_port, sni_refusal) = (sni.port, sni.refusal);
+        (id, Door { answer, facts, ca_pem, sni_port, sni_refusal, port_refusal })
     };
     let doors = answers.into_iter().map(door).collect();
     Examined { doors, memory, address_holders }
@@ -116,7 +140,10 @@ fn examine_one(
         (None, _) => Answer::Able,
     };
     let port = door_port(spec);
-    (DoorMemory { uid: uid.clone(), addresses, port, ca_pem, proven_shut }, answer)
+    let sni_proven_shut = sni::is_proven_shut(snapshot, before.filter(|d| d.ca_pem == ca_pem));
+    let ports = before.map(|door| door.ports.clone()).unwrap_or_default();
+    let uid = uid.clone();
+    (DoorMemory { uid, addresses, port, ca_pem, proven_shut, sni_proven_shut, ports }, answer)
 }
 
 /// The door's Gateway; a programmed one when there are several.
@@ -204,7 +231,7 @@ fn without_claim(
 }
 
 /// One spelling for each address, so that two spellings are one claim.
-fn claim(address: &Address, port: u16) -> String {
+pub(super) fn claim(address: &Address, port: u16) -> String {
     match address {
         Address::Ip(ip) => format!("{} {port}", ip.to_canonical()),
         Address::Name(name) => {

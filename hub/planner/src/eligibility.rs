@@ -5,7 +5,7 @@
 
 use fairlead_model::policy::{Failback, StaleMember, TrafficState};
 use fairlead_model::snapshot::{Consent, GrantFrom};
-use fairlead_model::{MemberId, NsName, Reason, RouteKey, ServicePort};
+use fairlead_model::{MemberId, NsName, Reason, RouteKey, ServicePort, Way};
 
 use crate::fleet::{Fleet, Member};
 use crate::{Absences, Answer, Verdict, Verdicts};
@@ -15,6 +15,8 @@ pub(crate) struct Use<'a> {
     pub(crate) service: &'a NsName,
     pub(crate) port: ServicePort,
     pub(crate) route: &'a RouteKey,
+    /// How its traffic crosses: copies of requests go another way than requests.
+    pub(crate) way: Way,
     pub(crate) stale: StaleMember,
     pub(crate) failback: Failback,
 }
@@ -22,12 +24,16 @@ pub(crate) struct Use<'a> {
 /// The verdict on every member.
 pub(crate) fn judge(fleet: &Fleet<'_>, use_: &Use<'_>) -> Verdicts {
     let verdict = |(id, member): (&MemberId, &Member<'_>)| match refusal(member, use_) {
-        Some(reason) => Verdict { local: Answer::No(reason), remote: Answer::No(reason) },
+        Some(reason) => {
+            let no = Answer::No(reason);
+            Verdict { local: no, remote: no, way: use_.way }
+        }
         None => {
             let absences = fleet.failbacks.members.get(id);
             Verdict {
                 local: local(fleet, member, use_, absences),
                 remote: remote(fleet, member, use_, absences),
+                way: use_.way,
             }
         }
     };
@@ -81,8 +87,8 @@ fn remote(
     if let Answer::No(reason) = member.door.answer {
         return Answer::No(reason);
     }
-    if !use_.route.kind.has_headers() {
-        return Answer::No(Reason::CrossingUnsupported);
+    if let Some(reason) = no_way(member, use_) {
+        return Answer::No(reason);
     }
     if member.spec.traffic == TrafficState::Draining {
         return Answer::Out(Reason::Drained);
@@ -94,6 +100,18 @@ fn remote(
         return Answer::Out(reason);
     }
     absences.map_or(Answer::Able, |a| a.remote(fleet.now, use_.failback, use_.stale))
+}
+
+/// Why what the use needs of the door is not there.
+fn no_way(member: &Member<'_>, use_: &Use<'_>) -> Option<Reason> {
+    match use_.way {
+        Way::Header => None,
+        Way::Sni => member.door.sni_refusal,
+        Way::Port => match member.door.port_of(use_.service, use_.port) {
+            Some(_) => None,
+            None => Some(member.door.port_refusal),
+        },
+    }
 }
 
 fn is_stale(fleet: &Fleet<'_>, member: &Member<'_>, use_: &Use<'_>) -> bool {

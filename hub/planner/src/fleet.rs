@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fairlead_model::health::{MemberHealth, MemberState, Reach};
 use fairlead_model::policy::{MemberSpec, Policy, StaleMember, TrafficState};
-use fairlead_model::snapshot::Snapshot;
+use fairlead_model::snapshot::{FEATURE_STREAM_BACKEND_TLS, GatewayRole, Snapshot};
 use fairlead_model::{ClusterUid, MemberId, Millis, Note, NsName, Reason};
 
 use crate::doors::{Door, cluster_uid};
@@ -74,6 +74,8 @@ impl<'a> Fleet<'a> {
     pub(crate) fn report_members(&self, report: &mut Report) {
         for (id, member) in &self.members {
             report.places.insert(id.clone(), member.place.clone());
+            let sni = member.door.sni_refusal;
+            report.sni_refused.extend(sni.map(|reason| (id.clone(), reason)));
             let notes: Vec<Note> = member
                 .obstacles(self.failbacks.members.get(id))
                 .into_iter()
@@ -192,6 +194,17 @@ impl Member<'_> {
     }
 }
 
+/// True when every class that a member's own gateways are of is known to.
+fn wraps_streams(spec: &MemberSpec, snapshot: &Snapshot) -> bool {
+    let entries = snapshot.gateways.values().filter(|gateway| gateway.role != GatewayRole::Door);
+    let mut classes: BTreeSet<&String> = entries.map(|gateway| &gateway.class).collect();
+    classes.extend(spec.gateway_class.as_ref().filter(|_| classes.is_empty()));
+    let wraps = |class: &&String| {
+        snapshot.classes.get(*class).is_some_and(|class| class.has(FEATURE_STREAM_BACKEND_TLS))
+    };
+    !classes.is_empty() && classes.iter().all(wraps)
+}
+
 fn place(spec: &MemberSpec, known: &MemberInput, door: &Door) -> Place {
     let facts = known.snapshot.as_ref().map(|s| &s.cluster);
     Place {
@@ -201,5 +214,6 @@ fn place(spec: &MemberSpec, known: &MemberInput, door: &Door) -> Place {
         traffic: spec.traffic,
         state: known.health.state,
         has_crossing_ca: door.ca_pem.is_some(),
+        wraps_streams: known.snapshot.as_deref().is_some_and(|s| wraps_streams(spec, s)),
     }
 }

@@ -23,6 +23,7 @@ mod fleet;
 mod gateways;
 mod input;
 mod memory;
+mod mirrors;
 mod names;
 mod plans;
 mod publish;

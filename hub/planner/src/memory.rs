@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fairlead_model::dns::{DnsName, Zone};
-use fairlead_model::plan::RouteDecision;
+use fairlead_model::plan::{DoorPort, RouteDecision};
 use fairlead_model::snapshot::Address;
 use fairlead_model::{ClusterUid, MemberId, Millis, NsName, RouteKey};
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,12 @@ pub struct DoorMemory {
     pub ca_pem: Option<String>,
     /// A knock has found it shut since it was last found open.
     pub proven_shut: bool,
+    /// The same for its listener that tells services apart by SNI.
+    #[serde(default)]
+    pub sni_proven_shut: bool,
+    /// Services with a port of their own there.
+    #[serde(default)]
+    pub ports: BTreeSet<DoorPort>,
 }
 
 /// Why a member was out, and how far it is back.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use fairlead_model::follower::{Follower, FollowerPlan};
 use fairlead_model::plan::{
-    DoorPlan, DoorService, EntryDecision, MemberPlan, PeerPlan, RoutePlan, SlotTarget, Trust,
-    UsedFrom,
+    DoorPlan, DoorPort, DoorService, EntryDecision, MemberPlan, Passage, PeerPlan, RoutePlan,
+    SlotTarget, SniDoor, Trust, UsedFrom,
 };
-use fairlead_model::{MemberId, RouteKey};
+use fairlead_model::{MemberId, RouteKey, Way};
 
 use crate::Answer;
 use crate::check::Decisions;
@@ -26,6 +26,8 @@ const DOORS_PROBED_MAX: usize = 64;
 #[derive(Default)]
 struct Callers {
     services: BTreeSet<DoorService>,
+    sni_services: BTreeSet<DoorService>,
+    ports: BTreeSet<DoorPort>,
     members: BTreeSet<MemberId>,
 }
 
@@ -124,6 +126,7 @@ fn peer(facts: &DoorMemory) -> PeerPlan {
         ca_pem: facts.ca_pem.clone().unwrap_or_default(),
         used_from: BTreeSet::new(),
         app_protocols: BTreeSet::new(),
+        passages: BTreeSet::new(),
     }
 }
 
@@ -135,25 +138,55 @@ fn add_crossings(
     plan: &mut MemberPlan,
     callers: &mut BTreeMap<MemberId, Callers>,
 ) {
-    for slot in entry.rules.iter().flat_map(|rule| &rule.slots) {
-        let SlotTarget::Remote { member, service, port, app_protocol } = &slot.target else {
-            continue;
-        };
-        let Some(facts) = fleet.members.get(member).and_then(|m| m.door.facts.as_ref()) else {
-            continue;
-        };
-        let peer = plan.peers.entry(member.clone()).or_insert_with(|| peer(facts));
-        let namespace = route.name.namespace.to_string();
-        peer.used_from.insert(UsedFrom { kind: route.kind, namespace: namespace.clone() });
-        peer.app_protocols.insert(app_protocol.clone());
-        let target = callers.entry(member.clone()).or_default();
-        target.members.insert(plan.member.clone());
-        target.services.insert(DoorService {
-            from_namespace: namespace,
-            service: service.clone(),
-            port: *port,
-        });
+    for rule in &entry.rules {
+        let slots = rule.slots.iter().map(|slot| (&slot.target, route.kind.way()));
+        let copies = rule.mirrors.iter().map(|target| (target, Way::Sni));
+        for (target, way) in slots.chain(copies) {
+            add_crossing(fleet, route, (target, way), plan, callers);
+        }
     }
+}
+
+fn add_crossing(
+    fleet: &Fleet<'_>,
+    route: &RouteKey,
+    (target, way): (&SlotTarget, Way),
+    plan: &mut MemberPlan,
+    callers: &mut BTreeMap<MemberId, Callers>,
+) {
+    let SlotTarget::Remote { member, service, port, app_protocol } = target else { return };
+    let Some(door) = fleet.members.get(member).map(|m| m.door) else { return };
+    let Some(facts) = &door.facts else { return };
+    let namespace = route.name.namespace.to_string();
+    let used_from = UsedFrom { kind: route.kind, namespace: namespace.clone() };
+    let (service, port) = (service.clone(), *port);
+    let behind = DoorService { from_namespace: namespace, service: service.clone(), port };
+    let door_port = match way {
+        Way::Header => Some(facts.port),
+        Way::Sni => door.sni_port,
+        Way::Port => door.port_of(&service, port),
+    };
+    // A decision of before that leads to what the door has no more.
+    let Some(door_port) = door_port else { return };
+    let peer = plan.peers.entry(member.clone()).or_insert_with(|| peer(facts));
+    let target = callers.entry(member.clone()).or_default();
+    target.members.insert(plan.member.clone());
+    match way {
+        Way::Header => {
+            peer.used_from.insert(used_from);
+            peer.app_protocols.insert(app_protocol.clone());
+            target.services.insert(behind);
+            return;
+        }
+        Way::Sni => {
+            target.sni_services.insert(behind);
+        }
+        Way::Port => {
+            target.ports.insert(DoorPort { door_port, service: service.clone(), port });
+        }
+    }
+    let app_protocol = app_protocol.clone();
+    peer.passages.insert(Passage { service, port, used_from, app_protocol, door_port, way });
 }
 
 /// A door stands wherever there is a class for it, also while nobody uses it: it has to be there
@@ -171,12 +204,15 @@ fn door(
         let pem = fleet.members.get(&id)?.door.ca_pem.clone()?;
         Some((id, pem))
     };
+    let sni_port = member.door.sni_port;
     Some(DoorPlan {
         class,
         port: door_port(member.spec),
         services: callers.services,
         callers: callers.members.into_iter().chain([id.clone()]).filter_map(ca).collect(),
         trust: trust(member),
+        sni: sni_port.map(|port| SniDoor { port, services: callers.sni_services }),
+        ports: callers.ports,
     })
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fairlead_model::dns::NameServer;
 use fairlead_model::health::MemberState;
 use fairlead_model::policy::TrafficState;
-use fairlead_model::{MemberId, Millis, Note, NsName, Reason, RouteKey};
+use fairlead_model::{MemberId, Millis, Note, NsName, Reason, RouteKey, Way};
 
 /// Why the plan is as it is.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -21,6 +21,8 @@ pub struct Report {
     pub routes: BTreeMap<RouteKey, RouteReport>,
     /// Where members are and what they are held for.
     pub places: BTreeMap<MemberId, Place>,
+    /// Why nothing may cross to a member by SNI; absent = it may.
+    pub sni_refused: BTreeMap<MemberId, Reason>,
     /// By DNSPolicy.
     pub dns: BTreeMap<NsName, DnsReport>,
 }
@@ -59,6 +61,8 @@ pub struct Verdict {
     pub local: Answer,
     /// For traffic that enters elsewhere and comes by its door.
     pub remote: Answer,
+    /// How that crosses.
+    pub way: Way,
 }
 
 /// May it?
@@ -100,6 +104,12 @@ impl Verdict {
             {
                 Answer::No(Reason::NoCrossingCa)
             }
+            // Its gateway would send plain bytes to a door that wants TLS.
+            Answer::Able | Answer::Ramping(_) | Answer::Waiting(_) | Answer::Out(_)
+                if self.way == Way::Sni && !entry.1.wraps_streams =>
+            {
+                Answer::No(Reason::UnsupportedFeature)
+            }
             answer => answer,
         }
     }
@@ -120,4 +130,6 @@ pub struct Place {
     pub state: MemberState,
     /// Its crossing CA is known, so that other members' doors can know its gateway.
     pub has_crossing_ca: bool,
+    /// Its gateways show their certificate also where no HTTP is spoken, and for mirrored copies.
+    pub wraps_streams: bool,
 }

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fairlead_model::plan::{EntryDecision, LocalParent, RouteDecision, RulePlan};
-use fairlead_model::policy::{BackendTarget, Failback, GlobalRoute, StaleMember};
+use fairlead_model::policy::{BackendTarget, Failback, GlobalRoute, Mirror, StaleMember};
 use fairlead_model::recipe::SLOTS_MAX;
-use fairlead_model::{MemberId, Note, NsName, Reason, RouteKey, RouteKind, ServicePort};
+use fairlead_model::{MemberId, Note, NsName, Reason, RouteKey, RouteKind, ServicePort, Way};
 
 use crate::eligibility::{self, Use};
 use crate::fleet::{Fleet, Member};
 use crate::gateways::{self, LocalGateways};
 use crate::weights::RuleStep;
-use crate::{Answer, Report, RouteReport, Verdict, Verdicts};
+use crate::{Answer, Report, RouteReport, Verdict, Verdicts, mirrors};
 
 /// Decisions by route, before they are checked.
 pub(crate) type Decided = BTreeMap<RouteKey, RouteDecision>;
@@ -23,15 +23,17 @@ pub(crate) fn decide(fleet: &Fleet<'_>, gateways: &LocalGateways, report: &mut R
     let mut decided = Decided::new();
     for (key, route) in &fleet.policy.routes {
         let verdicts = judge.route(route);
-        let step = RouteStep { fleet, gateways, route, verdicts: &verdicts };
+        let copies = judge.mirrors(route);
+        let step = RouteStep { fleet, gateways, route, verdicts: &verdicts, copies: &copies };
         decided.insert(key.clone(), step.decide(report));
         report.routes.insert(key.clone(), RouteReport { kept: None, verdicts });
     }
     decided
 }
 
-/// Service, port, kind and namespace of the route, seconds until stale, how traffic is given back.
-type UseKey = (NsName, ServicePort, RouteKind, Arc<str>, Option<u32>, Failback);
+/// Service, port, kind and way of what is sent, the route's namespace, seconds until stale, how traffic is
+/// given back.
+type UseKey = (NsName, ServicePort, (RouteKind, Way), Arc<str>, Option<u32>, Failback);
 
 /// Judges each use of a service once, however many rules have it.
 struct Judge<'a> {
@@ -47,10 +49,25 @@ impl Judge<'_> {
             let verdicts = targets.map(|target| match target {
                 BackendTarget::Global { service, port } => {
                     let (stale, failback) = (rule.spread.stale, rule.spread.failback);
-                    let route = &route.key;
-                    Some(self.judge(&Use { service, port: *port, route, stale, failback }))
+                    let (route, way) = (&route.key, route.key.kind.way());
+                    Some(self.judge(&Use { service, port: *port, route, way, stale, failback }))
                 }
                 BackendTarget::Own | BackendTarget::Invalid(_) => None,
+            });
+            rules.push(verdicts.collect());
+        }
+        rules
+    }
+
+    /// Copies of requests carry no header that a door could check.
+    fn mirrors(&mut self, route: &GlobalRoute) -> Vec<Vec<Arc<Verdicts>>> {
+        let mut rules = Vec::new();
+        for rule in &route.rules {
+            let verdicts = rule.mirrors.iter().map(|mirror| {
+                let Mirror { service, port } = mirror;
+                let (stale, failback) = (rule.spread.stale, rule.spread.failback);
+                let (route, way) = (&route.key, Way::Sni);
+                self.judge(&Use { service, port: *port, route, way, stale, failback })
             });
             rules.push(verdicts.collect());
         }
@@ -63,7 +80,7 @@ impl Judge<'_> {
             StaleMember::DrainAfter(seconds) => Some(seconds),
         };
         let namespace = Arc::clone(&use_.route.name.namespace);
-        let (service, kind) = (use_.service.clone(), use_.route.kind);
+        let (service, kind) = (use_.service.clone(), (use_.route.kind, use_.way));
         let key = (service, use_.port, kind, namespace, stale, use_.failback);
         let fleet = self.fleet;
         let verdicts = || Arc::new(eligibility::judge(fleet, use_));
@@ -76,6 +93,7 @@ struct RouteStep<'a> {
     gateways: &'a LocalGateways,
     route: &'a Arc<GlobalRoute>,
     verdicts: &'a [Vec<Option<Arc<Verdicts>>>],
+    copies: &'a [Vec<Arc<Verdicts>>],
 }
 
 /// Findings that hold at several entries, told once: the first entry's text, and how many more.
@@ -156,11 +174,25 @@ impl RouteStep<'_> {
 
     fn rule(&self, at: usize, entry: (&MemberId, &Member<'_>), told: &mut Told) -> RulePlan {
         let (rule, verdicts) = (&self.route.rules[at], &self.verdicts[at]);
-        let decided = RuleStep { fleet: self.fleet, entry, rule, verdicts }.decide();
+        let mut decided = RuleStep { fleet: self.fleet, entry, rule, verdicts }.decide();
+        for (mirror, verdicts) in rule.mirrors.iter().zip(&self.copies[at]) {
+            match mirrors::choose(self.fleet, entry, &rule.spread, mirror, verdicts) {
+                Some(target) => decided.plan.mirrors.push(target),
+                None => {
+                    let idle = Reason::NoReadyEndpoints;
+                    let (reason, text) = why_unserved(verdicts, entry, idle);
+                    let text = format!("requests are not mirrored to {}: {text}", mirror.service);
+                    let subject = format!("rules[{at}] mirror {}", mirror.service);
+                    told.tell(subject, reason, || text);
+                }
+            }
+        }
         let subject = |backend: usize| format!("rules[{at}].backendRefs[{backend}]");
         for backend in decided.unserved {
-            let (reason, text) = self.why_unserved(at, backend, entry);
-            told.tell(subject(backend), reason, || text);
+            let none = Verdicts::new();
+            let verdicts = verdicts[backend].as_deref().unwrap_or(&none);
+            let (reason, text) = why_unserved(verdicts, entry, Reason::NotInTiers);
+            told.tell(subject(backend), reason, || format!("{text}; its share fails"));
         }
         for (backend, without, all) in decided.dropped {
             told.tell(subject(backend), Reason::TooManyBackends, || {
@@ -169,35 +201,29 @@ impl RouteStep<'_> {
         }
         decided.plan
     }
+}
 
-    fn why_unserved(
-        &self,
-        rule: usize,
-        backend: usize,
-        entry: (&MemberId, &Member<'_>),
-    ) -> (Reason, String) {
-        const MEMBERS_SHOWN: usize = 5;
-        let none = Verdicts::new();
-        let verdicts = self.verdicts[rule][backend].as_deref().unwrap_or(&none);
-        let place = (entry.0, &entry.1.place);
-        let reason = |(id, verdict): (&MemberId, &Verdict)| match verdict.answer(place, id) {
-            Answer::No(reason) | Answer::Out(reason) => (id.clone(), reason),
-            Answer::Able | Answer::Ramping(_) | Answer::Waiting(_) => {
-                (id.clone(), Reason::NotInTiers)
-            }
-        };
-        let absent = |reason: Reason| matches!(reason, Reason::NotExported | Reason::NoSnapshot);
-        let mut exporters: Vec<(MemberId, Reason)> =
-            verdicts.iter().map(reason).filter(|(_, reason)| !absent(*reason)).collect();
-        let Some(first) = exporters.first().map(|(_, reason)| *reason) else {
-            return (Reason::BackendNotFound, "no member exports it; its share fails".to_owned());
-        };
-        let more = exporters.len().saturating_sub(MEMBERS_SHOWN);
-        exporters.truncate(MEMBERS_SHOWN);
-        let shown: Vec<String> = exporters.iter().map(|(id, why)| format!("{id}: {why}")).collect();
-        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-        let text =
-            format!("nobody may serve it for entry {} ({}{more})", entry.0, shown.join(", "));
-        (first, format!("{text}; its share fails"))
-    }
+/// Why nobody serves something for an entry; those who could have a reason of their own.
+fn why_unserved(
+    verdicts: &Verdicts,
+    entry: (&MemberId, &Member<'_>),
+    of_the_able: Reason,
+) -> (Reason, String) {
+    const MEMBERS_SHOWN: usize = 5;
+    let place = (entry.0, &entry.1.place);
+    let reason = |(id, verdict): (&MemberId, &Verdict)| match verdict.answer(place, id) {
+        Answer::No(reason) | Answer::Out(reason) => (id.clone(), reason),
+        Answer::Able | Answer::Ramping(_) | Answer::Waiting(_) => (id.clone(), of_the_able),
+    };
+    let absent = |reason: Reason| matches!(reason, Reason::NotExported | Reason::NoSnapshot);
+    let mut exporters: Vec<(MemberId, Reason)> =
+        verdicts.iter().map(reason).filter(|(_, reason)| !absent(*reason)).collect();
+    let Some(first) = exporters.first().map(|(_, reason)| *reason) else {
+        return (Reason::BackendNotFound, "no member exports it".to_owned());
+    };
+    let more = exporters.len().saturating_sub(MEMBERS_SHOWN);
+    exporters.truncate(MEMBERS_SHOWN);
+    let shown: Vec<String> = exporters.iter().map(|(id, why)| format!("{id}: {why}")).collect();
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    (first, format!("nobody may serve it for entry {} ({}{more})", entry.0, shown.join(", ")))
 }

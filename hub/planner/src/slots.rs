@@ -52,7 +52,7 @@ pub(crate) fn choose<'a>(
 
 /// FNV-1a with a final mix. Fixed here and not taken from a library: another hash in a later version
 /// would move every fleet's traffic at once.
-fn hash(entry: &MemberId, member: &MemberId, service: &NsName) -> u64 {
+pub(crate) fn hash(entry: &MemberId, member: &MemberId, service: &NsName) -> u64 {
     let parts = [entry.as_str(), member.as_str(), &service.namespace, &service.name];
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in parts.iter().flat_map(|part| part.bytes().chain([b'/'])) {

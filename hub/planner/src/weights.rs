@@ -60,7 +60,7 @@ impl<'a> RuleStep<'a> {
         let mut recipe =
             Recipe { version: RECIPE_VERSION, backends: recipe_backends, weights: Vec::new() };
         recipe.weights = fairlead_weights::divide(&recipe, &Faults::default());
-        Decided { plan: RulePlan { slots, recipe }, unserved, dropped }
+        Decided { plan: RulePlan { slots, recipe, mirrors: Vec::new() }, unserved, dropped }
     }
 
     fn shape(&self, at: usize) -> Shape<'a> {
@@ -144,9 +144,10 @@ impl<'a> RuleStep<'a> {
         let mut members: Vec<&MemberId> = by_tier.iter().flatten().map(|a| a.member).collect();
         members.sort();
         let first = slots.len();
-        slots.extend(
-            members.iter().map(|m| Slot { backend, target: self.target(m, service, port) }),
-        );
+        slots.extend(members.iter().map(|m| Slot {
+            backend,
+            target: target(self.fleet, self.entry.0, m, (service, port)),
+        }));
         let slot = |member: &MemberId| {
             let place = members.binary_search(&member).expect("it was put there above");
             number(first + place)
@@ -168,18 +169,6 @@ impl<'a> RuleStep<'a> {
             tiers: tiers.map(tier).collect(),
             when_unavailable: spread.when_unavailable,
         }
-    }
-
-    fn target(&self, member: &MemberId, service: &NsName, port: ServicePort) -> SlotTarget {
-        let service = service.clone();
-        if member == self.entry.0 {
-            return SlotTarget::Local { service, port };
-        }
-        let snapshot = self.fleet.members.get(member).and_then(|m| m.snapshot.as_ref());
-        let ports = snapshot.and_then(|s| s.services.get(&service)).map(|s| &s.ports);
-        let app_protocol = ports.and_then(|p| p.get(&port)).map(|p| p.app_protocol.clone());
-        let app_protocol = app_protocol.unwrap_or_default();
-        SlotTarget::Remote { member: member.clone(), service, port, app_protocol }
     }
 
     fn candidate(
@@ -223,6 +212,24 @@ impl<'a> RuleStep<'a> {
     fn split(&self, tier: usize) -> Split {
         split_of(&self.rule.spread, tier)
     }
+}
+
+/// Where a member's service is for an entry.
+pub(crate) fn target(
+    fleet: &Fleet<'_>,
+    entry: &MemberId,
+    member: &MemberId,
+    (service, port): (&NsName, ServicePort),
+) -> SlotTarget {
+    let service = service.clone();
+    if member == entry {
+        return SlotTarget::Local { service, port };
+    }
+    let snapshot = fleet.members.get(member).and_then(|m| m.snapshot.as_ref());
+    let ports = snapshot.and_then(|s| s.services.get(&service)).map(|s| &s.ports);
+    let app_protocol = ports.and_then(|p| p.get(&port)).map(|p| p.app_protocol.clone());
+    let app_protocol = app_protocol.unwrap_or_default();
+    SlotTarget::Remote { member: member.clone(), service, port, app_protocol }
 }
 
 /// The standby tier is split by endpoints.

@@ -7,9 +7,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fairlead_model::follower::Follower;
-use fairlead_model::plan::{DoorService, GatewayPlan, PeerPlan, Trust, UsedFrom};
-use fairlead_model::snapshot::Address;
-use fairlead_model::{MemberId, Millis, RouteKind};
+use fairlead_model::plan::{
+    DoorPort, DoorService, GatewayPlan, PeerPlan, SlotTarget, Trust, UsedFrom,
+};
+use fairlead_model::policy::Mirror;
+use fairlead_model::snapshot::{Address, Knock, SniState, WeakDoor};
+use fairlead_model::{MemberId, Millis, RouteKind, Way};
 use fairlead_planner::{FleetInput, plan};
 use fixture::{
     id, mk_backend, mk_fleet, mk_member, mk_route, mk_rule, mk_service, ns_name, route_key,
@@ -205,4 +208,59 @@ fn a_door_is_told_to_trust_its_callers_where_there_is_a_word_for_it() {
     let plans = plan(&input).plans;
     let trust = |member: &str| plans[&id(member)].door.as_ref().unwrap().trust;
     assert_eq!((trust("west"), trust("south")), (Trust::ClientTrafficPolicy, Trust::Unsaid));
+}
+
+/// A route of west whose copies go to what only east has.
+#[test]
+fn copies_go_to_one_member_by_sni() {
+    let mut input = mk_input();
+    let policy = Arc::make_mut(&mut input.policy);
+    let key = route_key("HTTPRoute/shop/copied");
+    let mut rule = mk_rule([mk_backend("shop/cart", 1)]);
+    rule.mirrors = vec![
+        Mirror { service: ns_name("shop/cart"), port: 80 },
+        Mirror { service: ns_name("shop/nowhere"), port: 80 },
+    ];
+    policy.routes = [(key.clone(), Arc::new(mk_route("HTTPRoute/shop/copied", vec![rule])))].into();
+    // Until the listener is proven shut there are no copies, and requests cross as ever.
+    let planned = plan(&input);
+    let rule = |planned: &fairlead_planner::Planned, entry: &str| {
+        planned.decisions[&key].entries[&id(entry)].rules[0].clone()
+    };
+    assert_eq!(rule(&planned, "east").mirrors, []);
+    assert_eq!(rule(&planned, "west").mirrors.len(), 1, "its own needs no door");
+    let notes = &planned.decisions[&key].notes;
+    let said: Vec<String> = notes.iter().map(ToString::to_string).collect();
+    assert!(said.iter().any(|n| n.contains("CrossingUnsupported")), "{said:?}");
+    assert!(said.iter().any(|n| n.contains("shop/nowhere") && n.contains("no member")), "{said:?}");
+
+    let west = snapshot_of(input.members.get_mut(&id("west")).unwrap());
+    west.door.sni = Some(SniState { knock: Knock::Shut, ..SniState::default() });
+    let planned = plan(&input);
+    let SlotTarget::Remote { member, .. } = &rule(&planned, "east").mirrors[0] else {
+        panic!("copies of east do not go to west")
+    };
+    assert_eq!(member, &id("west"));
+    let door = planned.plans[&id("west")].door.clone().unwrap();
+    let behind = door.sni.unwrap();
+    assert_eq!((behind.port, behind.services.len()), (9_444, 1));
+    let passages = &planned.plans[&id("east")].peers[&id("west")].passages;
+    assert_eq!(
+        passages.iter().map(|p| (p.way, p.door_port)).collect::<Vec<_>>(),
+        [(Way::Sni, 9_444)]
+    );
+}
+
+#[test]
+fn a_port_of_a_door_belongs_to_one_service_and_needs_consent() {
+    let mut input = mk_input();
+    let policy = Arc::make_mut(&mut input.policy);
+    let route = mk_route("UDPRoute/shop/cart", vec![mk_rule([mk_backend("shop/cart", 1)])]);
+    policy.routes = [(route.key.clone(), Arc::new(route))].into();
+    let ports = |input: &FleetInput| plan(input).plans[&id("west")].door.clone().unwrap().ports;
+    assert_eq!(ports(&input).len(), 0);
+    let west = snapshot_of(input.members.get_mut(&id("west")).unwrap());
+    west.door.weak = [WeakDoor::Open].into();
+    let own = DoorPort { door_port: 9_445, service: ns_name("shop/cart"), port: 80 };
+    assert_eq!(ports(&input), [own].into());
 }

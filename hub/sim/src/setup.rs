@@ -110,7 +110,7 @@ impl Setup {
         }
         snapshot.namespaces = ["shop", "infra"].map(str::to_owned).into();
         let ca_pem = Some(ca(&member.id));
-        snapshot.door = DoorState { ca_pem, knock: Knock::Shut, message: String::new() };
+        snapshot.door = DoorState { ca_pem, knock: Knock::Shut, ..DoorState::default() };
         let at = match faults.lie(m) {
             Some(Lie::ForeignAddress) => (m + 1) % self.members.len(),
             Some(Lie::NobodyAnswers | Lie::EverybodyAnswers) | None => m,
@@ -217,7 +217,11 @@ pub fn route(name: &str, backends: &[(NsName, u32)], spread: Spread) -> GlobalRo
             section: None,
             port: None,
         }],
-        rules: vec![Rule { backends: backends.iter().map(backend).collect(), spread }],
+        rules: vec![Rule {
+            backends: backends.iter().map(backend).collect(),
+            spread,
+            mirrors: Vec::new(),
+        }],
     }
 }
 

@@ -292,7 +292,7 @@ mod tests {
         let app_protocol = String::new();
         let remote = SlotTarget::Remote { member: member("west"), service, port: 80, app_protocol };
         let slots = [local, remote].map(|target| Slot { backend: 0, target }).into();
-        RulePlan { slots, recipe }
+        RulePlan { slots, recipe, mirrors: Vec::new() }
     }
 
     fn shares_of(rule: &RulePlan, faults: &Faults) -> Vec<(String, f64, f64)> {

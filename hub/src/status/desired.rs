@@ -13,7 +13,7 @@ use fairlead_model::health::MemberState;
 use fairlead_model::plan::GatewayPlan;
 use fairlead_model::policy::{BackendTarget, GlobalRoute};
 use fairlead_model::session::ApplyReport;
-use fairlead_model::snapshot::{Consent, GatewayRole, Knock, Snapshot};
+use fairlead_model::snapshot::{Consent, GatewayRole, Knock, Snapshot, WeakDoor};
 use fairlead_model::view::{EntryView, GatewayView};
 use fairlead_model::{Json, MemberId, Millis, NsName, Reason, RouteKey, RouteKind};
 use fairlead_planner::DnsReport;
@@ -261,6 +261,8 @@ impl Facts<'_> {
             (keys::CONDITION_PLAN_APPLIED, plan_applied(now)),
             (keys::CONDITION_REACHABLE, reachable(now)),
             (keys::CONDITION_DOOR_SHUT, door_shut(snapshot)),
+            (keys::CONDITION_SNI_DOOR_SHUT, self.sni_door_shut(member, snapshot)),
+            (keys::CONDITION_WEAK_DOOR, self.weak_door(member, snapshot)),
         ];
         let version = match now.said.agent_version.as_str() {
             "" => snapshot.map(|snapshot| snapshot.cluster.agent_version.clone()),
@@ -272,6 +274,53 @@ impl Facts<'_> {
             gateway_api_version: snapshot.and_then(gateway_api_version),
             counts: snapshot.map(|snapshot| self.counts(member, snapshot)),
         }
+    }
+
+    /// What is no fault of the member's is Unknown: not every gateway can have such a listener.
+    fn sni_door_shut(&self, member: &MemberId, snapshot: Option<&Snapshot>) -> MemberCondition {
+        let (Some(snapshot), Some(planned)) = (snapshot, self.current.planned.as_ref()) else {
+            return unknown(Reason::NoSnapshot, "it has not reported yet");
+        };
+        let said = snapshot.door.sni.as_ref().map_or("", |sni| &sni.message);
+        match planned.report.sni_refused.get(member) {
+            None => yes(),
+            Some(Reason::StrangerLetIn) => no(Reason::StrangerLetIn, said),
+            Some(Reason::AddressConflict) => {
+                no(Reason::AddressConflict, "the port after its door's is another member's door")
+            }
+            Some(Reason::UnsupportedFeature) => unknown(
+                Reason::UnsupportedFeature,
+                "its gateway does not say TLSRouteModeTerminate (the agent's `capabilities` can)",
+            ),
+            Some(Reason::KindMissing) => unknown(
+                Reason::KindMissing,
+                "TLSRoute v1 is not served there, or the agent may not write the ClientTrafficPolicy \
+                 that Envoy Gateway needs to ask for certificates (followingKinds)",
+            ),
+            Some(Reason::CrossingUnsupported) => {
+                unknown(Reason::CrossingUnsupported, "its agent is of a version without it")
+            }
+            Some(reason) => unknown(*reason, said),
+        }
+    }
+
+    fn weak_door(&self, member: &MemberId, snapshot: Option<&Snapshot>) -> MemberCondition {
+        let Some(snapshot) = snapshot else {
+            return unknown(Reason::NoSnapshot, "it has not reported yet");
+        };
+        if !snapshot.door.weak.contains(&WeakDoor::Open) {
+            return no(Reason::AsAsked, "");
+        }
+        let planned = self.current.planned.as_ref();
+        let door = planned.and_then(|planned| planned.plans.get(member)?.door.as_ref());
+        let ports = door.iter().flat_map(|door| &door.ports);
+        let ports: Vec<String> =
+            ports.map(|own| format!("{} leads to {}", own.door_port, own.service)).collect();
+        let message = match ports.is_empty() {
+            true => "no port of its door is open to anybody at present".to_owned(),
+            false => format!("open to anybody who reaches its door: {}", ports.join(", ")),
+        };
+        MemberCondition { status: Some(true), reason: Reason::WeakDoor, message }
     }
 
     fn counts(&self, member: &MemberId, snapshot: &Snapshot) -> MemberCounts {

@@ -77,6 +77,8 @@ pub struct DiffInput<'a> {
     pub namespaces: Option<&'a BTreeSet<String>>,
     /// What the knock at our own door found.
     pub knock: Knock,
+    /// The same for its listener that tells services apart by SNI.
+    pub sni_knock: Knock,
     /// What was applied last, by object.
     pub settled: &'a BTreeMap<ObjectId, Settled>,
 }
@@ -268,8 +270,13 @@ fn decide_whole(
         let message = format!("namespace {} does not exist in this cluster", id.namespace);
         return Decision::except(Reason::NamespaceMissing, message);
     }
-    if wanted.gate == Gate::DoorShut && input.knock != Knock::Shut {
-        return withhold(input.knock, id, live);
+    let knock = match wanted.gate {
+        Gate::Open => Knock::Shut,
+        Gate::DoorShut => input.knock,
+        Gate::SniDoorShut => input.sni_knock,
+    };
+    if knock != Knock::Shut {
+        return withhold(knock, id, live);
     }
     let Some(live) = live else {
         return Decision::act(Action::Create { id: id.clone(), wanted: wanted.clone() });

@@ -100,6 +100,7 @@ struct World {
     kinds: BTreeMap<KindKey, KindState>,
     namespaces: BTreeSet<String>,
     knock: Knock,
+    sni_knock: Knock,
     settled: BTreeMap<ObjectId, Settled>,
 }
 
@@ -115,6 +116,7 @@ impl World {
             kinds: kinds(),
             namespaces: ["shop", "infra", "fairlead-system"].map(String::from).into(),
             knock: Knock::Unknown,
+            sni_knock: Knock::Unknown,
             settled: BTreeMap::new(),
         }
     }
@@ -126,6 +128,7 @@ impl World {
             kinds: &self.kinds,
             namespaces: Some(&self.namespaces),
             knock: self.knock,
+            sni_knock: self.sni_knock,
             settled: &self.settled,
         })
     }
@@ -272,6 +275,7 @@ fn without_a_plan_nothing_is_pruned() {
         kinds: &world.kinds,
         namespaces: None,
         knock: Knock::Unknown,
+        sni_knock: Knock::Unknown,
         settled: &BTreeMap::new(),
     });
     assert_eq!(diff, Diff::default());
@@ -317,6 +321,21 @@ fn door_routes_wait_for_the_knock_and_go_when_a_stranger_was_let_in() {
     assert_eq!(only_action(&diff).stage(), Stage::Shut);
     assert_eq!(world.reasons(), [Reason::StrangerLetIn]);
     assert_eq!(world.diff().actions, []);
+}
+
+#[test]
+fn each_listener_of_the_door_has_a_knock_of_its_own() {
+    let mut door = route("shop.db.5432.shop.sni", rules(1));
+    door["metadata"]["namespace"] = json!("fairlead-system");
+    let mut world = World::of(vec![(door, Gate::SniDoorShut, Claim::Whole)]);
+    world.knock = Knock::Shut;
+    assert_eq!((world.converge().actions, world.reasons()), (vec![], vec![Reason::Withheld]));
+    world.sni_knock = Knock::Shut;
+    assert!(matches!(only_action(&world.converge()), Action::Create { .. }));
+    world.knock = Knock::StrangerLetIn;
+    assert_eq!(world.diff().actions, []);
+    world.sni_knock = Knock::StrangerLetIn;
+    assert_eq!(only_action(&world.converge()).stage(), Stage::Shut);
 }
 
 fn lent(consent: &str) -> Json {

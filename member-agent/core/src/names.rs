@@ -25,7 +25,7 @@ use serde_json::json;
 
 use crate::dns::Family;
 use crate::live::LiveObjects;
-use crate::own::{MEMBER_PREFIX, SERVICE_NAME, may_be_a_door};
+use crate::own::{MEMBER, MEMBER_PREFIX, SERVICE_NAME, may_be_a_door};
 
 /// Names that are asked for at most; a fleet has a door or two per member.
 const NAMES_MAX: usize = 256;
@@ -244,8 +244,9 @@ pub fn fill_slices(
     let is_slice = |id: &ObjectId| &*id.kind == "EndpointSlice";
     for (id, object) in bundle.objects.iter().filter(|(id, _)| is_slice(id)) {
         let labels = object.content.pointer("/metadata/labels");
-        let service = labels.and_then(|labels| labels.get(SERVICE_NAME)).and_then(Json::as_str);
-        let member = service.and_then(|name| MemberId::new(name.strip_prefix(MEMBER_PREFIX)?).ok());
+        let label = |key: &str| labels.and_then(|labels| labels.get(key)).and_then(Json::as_str);
+        let named = || label(SERVICE_NAME)?.strip_prefix(MEMBER_PREFIX);
+        let member = label(MEMBER).or_else(named).and_then(|name| MemberId::new(name).ok());
         let Some(peer) = member.and_then(|member| bundle.peers.get(&member)) else { continue };
         let family = match object.content.get("addressType").and_then(Json::as_str) {
             Some("IPv4") => Family::V4,

@@ -265,3 +265,16 @@ proptest! {
         prop_assert!((RETRY_MIN_MS..=RETRY_MAX_MS).contains(&wait));
     }
 }
+
+/// Services of one service each are not called after their member; their label says whose they are.
+#[test]
+fn slices_of_a_services_own_door_are_filled_too() {
+    let mut own = slice("IPv4", &[]);
+    own["metadata"]["name"] = json!("member--db-0123456789abcdef0123-v4");
+    own["metadata"]["labels"][SERVICE_NAME] = json!("member--db-0123456789abcdef0123");
+    let nobody = filled(&bundle(&[DOOR], &[own.clone()]), &found(Some(&["192.0.2.1"]), None), &[]);
+    assert_eq!(nobody.len(), 0);
+    own["metadata"]["labels"][MEMBER] = json!("west");
+    let slices = filled(&bundle(&[DOOR], &[own]), &found(Some(&["192.0.2.1"]), None), &[]);
+    assert_eq!(slices["member--db-0123456789abcdef0123-v4"], ips(&["192.0.2.1"]));
+}

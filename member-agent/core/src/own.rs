@@ -16,6 +16,7 @@ use std::sync::Arc;
 use fairlead_model::bundle::{Bundle, BundleObject, Claim, Gate};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::session::Exception;
+use fairlead_model::snapshot::WeakDoor;
 use fairlead_model::{Json, NsName, ObjectId, Reason};
 
 /// Value of [`MANAGED_BY`] on what is ours.
@@ -38,6 +39,10 @@ pub const BACKEND_CLIENT_CERT: &str = "fairlead.dev/backend-client-cert";
 pub const SECRET_CLIENT: &str = "fairlead-eastwest-client";
 /// Ties an EndpointSlice to its Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// On what stands for a remote member: which.
+pub const MEMBER: &str = "fairlead.dev/member";
+/// The Gateway of our doors.
+pub const EAST_WEST_GATEWAY: &str = "fairlead-eastwest";
 /// Start of the names of what stands for a remote member.
 pub const MEMBER_PREFIX: &str = "member-";
 /// Start of the names of what belongs to our doors.
@@ -59,6 +64,8 @@ pub struct Limits {
     pub following: BTreeSet<(String, String)>,
     /// Services whose owners export them, with the configuration's consent; none = not known yet.
     pub exports: Option<BTreeSet<NsName>>,
+    /// Doors that need not prove who calls.
+    pub weak: BTreeSet<WeakDoor>,
 }
 
 impl Limits {
@@ -70,6 +77,7 @@ impl Limits {
             denied: BTreeSet::new(),
             following: BTreeSet::new(),
             exports: Some(BTreeSet::new()),
+            weak: BTreeSet::new(),
         }
     }
 
@@ -171,6 +179,10 @@ fn prepare_whole(id: &ObjectId, content: &Json, limits: &Limits) -> Result<Json,
     }
     let mut cleaned = clean(content);
     match (&*id.group, &*id.kind, own) {
+        (GATEWAY_GROUP, "UDPRoute", true) => check_weak(id, limits)?,
+        (GATEWAY_GROUP, "Gateway", true) if &*id.name == EAST_WEST_GATEWAY => {
+            leave_out_weak(&mut cleaned, limits);
+        }
         (GATEWAY_GROUP, "HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute" | "UDPRoute", _)
         | (GATEWAY_GROUP, "Gateway", _)
         | ("multicluster.x-k8s.io", "ServiceImport", _)
@@ -191,6 +203,32 @@ fn prepare_whole(id: &ObjectId, content: &Json, limits: &Limits) -> Result<Json,
 
 fn not_ours(id: &ObjectId, why: &str) -> Refusal {
     keep(Reason::NotOurKind, format!("{}: {why}", id.for_people()))
+}
+
+/// A route in our own namespace stands behind our door.
+fn check_weak(id: &ObjectId, limits: &Limits) -> Result<(), Refusal> {
+    if limits.weak.contains(&WeakDoor::Open) {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: anybody could come by it, and this member's agent configuration (weakDoors) does not name Open",
+        id.for_people()
+    );
+    Err(Refusal::Withdraw(exception(Reason::NotOurKind, message)))
+}
+
+/// Listeners of our door that could not know who calls are left out where the member did not consent.
+fn leave_out_weak(gateway: &mut Json, limits: &Limits) {
+    if limits.weak.contains(&WeakDoor::Open) {
+        return;
+    }
+    if let Some(listeners) = gateway.pointer_mut("/spec/listeners").and_then(Json::as_array_mut) {
+        listeners.retain(|listener| {
+            let protocol = listener.get("protocol").and_then(Json::as_str);
+            let mode = listener.pointer("/tls/mode").and_then(Json::as_str);
+            matches!(protocol, Some("HTTPS" | "TLS")) && matches!(mode, None | Some("Terminate"))
+        });
+    }
 }
 
 /// Only what is named for a member or for our doors, so that nothing else in our namespace (the

@@ -245,3 +245,32 @@ fn content_under_a_wrong_id_is_refused() {
     assert_eq!(prepared.refused.values().next().unwrap().reason, Reason::Unreadable);
     assert!(prepared.wanted.is_empty());
 }
+
+fn door(listeners: Json) -> Json {
+    mk(GATEWAY_V1, "Gateway", OURS, "fairlead-eastwest", json!({"spec": {"listeners": listeners}}))
+}
+
+#[test]
+fn doors_that_prove_nothing_need_the_members_own_consent() {
+    let listeners = json!([
+        {"name": "https", "protocol": "HTTPS", "tls": {"mode": "Terminate"}},
+        {"name": "tls", "protocol": "TLS", "tls": {"mode": "Terminate"}},
+        {"name": "pass", "protocol": "TLS", "tls": {"mode": "Passthrough"}},
+        {"name": "http", "protocol": "HTTP"},
+        {"name": "udp-15445", "protocol": "UDP"},
+    ]);
+    let route = |namespace| mk(GATEWAY_V1, "UDPRoute", namespace, "shop.dns.53.port", json!({}));
+    let names = |gateway: Json| {
+        let listeners = gateway["spec"]["listeners"].as_array().unwrap().clone();
+        listeners.iter().map(|l| l["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(whole(door(listeners.clone())).unwrap()), ["https", "tls"]);
+    assert_eq!(whole(route(OURS)), Err((Reason::NotOurKind, "withdraw")));
+    assert!(whole(route("shop")).is_ok(), "a route of an entry asks for no consent");
+    let open = Limits { weak: [WeakDoor::Open].into(), ..limits() };
+    let got = fate_of(door(listeners), Claim::Whole, &open).unwrap();
+    assert_eq!(names(got).len(), 5);
+    assert!(fate_of(route(OURS), Claim::Whole, &open).is_ok());
+    let server_only = Limits { weak: [WeakDoor::ServerOnly].into(), ..limits() };
+    assert!(fate_of(route(OURS), Claim::Whole, &server_only).is_err());
+}

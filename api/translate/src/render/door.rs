@@ -11,14 +11,14 @@ use fairlead_model::{Json, NsName, Reason};
 use serde_json::json;
 
 use super::grant::{self, GRANT_ENTRIES_MAX};
-use super::{Draft, GATEWAY_API, metadata};
+use super::{Draft, GATEWAY_API, metadata, stream};
 use crate::capability::capability;
 use crate::{CapabilityKeys, names, shard};
 
 /// Most rules of one route, as the Gateway API says.
 const RULES_MAX: usize = 16;
 /// Port of the agent's readiness, in its Service.
-const READINESS_PORT: u16 = 8081;
+pub(super) const READINESS_PORT: u16 = 8081;
 /// Most bytes of callers' CAs: a ConfigMap holds 1 MiB.
 const CALLERS_BYTES_MAX: usize = 900_000;
 
@@ -39,11 +39,12 @@ pub(super) fn render_door(
     for (service, callers) in by_service(door) {
         render_service(plan, service, callers, keyring, draft);
     }
+    stream::render_streams(plan, door, keyring, draft);
     render_grants(door, draft);
 }
 
 fn gateway(door: &DoorPlan) -> Json {
-    json!({
+    let mut gateway = json!({
         "apiVersion": GATEWAY_API,
         "kind": "Gateway",
         "metadata": mirrorless_metadata(keys::EAST_WEST_GATEWAY),
@@ -54,10 +55,7 @@ fn gateway(door: &DoorPlan) -> Json {
                 "name": keys::EAST_WEST_LISTENER_HTTPS,
                 "port": door.port,
                 "protocol": "HTTPS",
-                "tls": {
-                    "mode": "Terminate",
-                    "certificateRefs": [{"group": "", "kind": "Secret", "name": keys::SECRET_EAST_WEST_SERVER}],
-                },
+                "tls": server_certificate(),
                 // Only routes of our own namespace: anyone else's could catch other people's requests
                 // by a more specific path.
                 "allowedRoutes": {
@@ -66,6 +64,19 @@ fn gateway(door: &DoorPlan) -> Json {
                 },
             }],
         },
+    });
+    if let Some(listeners) = gateway["spec"]["listeners"].as_array_mut() {
+        listeners.extend(stream::listeners(door));
+    }
+    gateway
+}
+
+/// Ends TLS with the door's own certificate.
+pub(super) fn server_certificate() -> Json {
+    let secret = keys::SECRET_EAST_WEST_SERVER;
+    json!({
+        "mode": "Terminate",
+        "certificateRefs": [{"group": "", "kind": "Secret", "name": secret}],
     })
 }
 
@@ -76,8 +87,10 @@ fn callers_ref() -> Json {
 /// Callers have shown a member's certificate, so what they say of their client is true; without this the
 /// service would be told the address of the entry's gateway, and that the client came by TLS.
 ///
-/// It names the callers' CAs a second time, since Envoy Gateway looks again at a ConfigMap that a policy
-/// of its own names, but not at one that only a Gateway names: a caller would come and go unnoticed.
+/// It names the callers' CAs a second time: Envoy Gateway asks for no certificate at a TLS listener because
+/// of `spec.tls.frontend`, only because of this; and
+/// it looks again at a ConfigMap that a policy of its own names, but not at one that only a Gateway names:
+/// a caller would come and go unnoticed.
 fn trust() -> Json {
     json!({
         "apiVersion": "gateway.envoyproxy.io/v1alpha1",
@@ -92,7 +105,7 @@ fn trust() -> Json {
 }
 
 /// Metadata of what mirrors nothing in the hub but would be found by ExternalDNS's gateway sources.
-fn mirrorless_metadata(name: &str) -> Json {
+pub(super) fn mirrorless_metadata(name: &str) -> Json {
     let mut metadata = metadata(keys::NAMESPACE, name);
     metadata["annotations"] =
         json!({keys::EXTERNAL_DNS_CONTROLLER: keys::EXTERNAL_DNS_CONTROLLER_VALUE});
@@ -180,7 +193,7 @@ fn readiness() -> Json {
     )
 }
 
-fn local_backend(service: &NsName, port: u16) -> Json {
+pub(super) fn local_backend(service: &NsName, port: u16) -> Json {
     json!({
         "group": "",
         "kind": "Service",
@@ -246,15 +259,19 @@ fn rule(plan: &MemberPlan, caller: &DoorService, keyring: &CapabilityKeys) -> Op
 /// From our doors to exactly the services that some plan uses.
 fn render_grants(door: &DoorPlan, draft: &mut Draft) {
     let mut namespaces: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for DoorService { service, .. } in &door.services {
+    let by_sni = door.sni.iter().flat_map(|sni| &sni.services);
+    let by_tls = door.services.iter().chain(by_sni).map(|behind| &behind.service);
+    for service in by_tls.chain(door.ports.iter().map(|own| &own.service)) {
         namespaces.entry(&service.namespace).or_default().insert(&service.name);
     }
+    let mut kinds = vec!["HTTPRoute", "GRPCRoute"];
+    kinds.extend(door.sni.iter().map(|_| "TLSRoute"));
+    kinds.extend(door.ports.first().map(|_| "UDPRoute"));
     // Within our own namespace no grant is needed.
     namespaces.remove(keys::NAMESPACE);
     for (namespace, services) in namespaces {
         let services: Vec<&str> = services.into_iter().collect();
         for (bits, services) in shard::shard(services, GRANT_ENTRIES_MAX, |s| (*s).to_owned()) {
-            let kinds = ["HTTPRoute", "GRPCRoute"];
             draft.put(grant::grant(
                 namespace,
                 &names::door_grant(&bits),

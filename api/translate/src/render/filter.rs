@@ -3,9 +3,10 @@
 //! Owns three things: the header of a remote backend, merged into the user's own modifier (a backendRef
 //! has at most one); mirrors that name a ServiceImport; references that must fail in every member.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use fairlead_crds::keys;
+use fairlead_model::policy::Mirror;
 use fairlead_model::{Json, NsName, Reason};
 use serde_json::json;
 
@@ -97,16 +98,17 @@ pub(super) fn set_header(backend: &mut Json, capability: &str) -> Result<(), NoR
     Err(NoRoom)
 }
 
-/// Services that this entry has itself: the only ones that a mirrored copy can reach so far.
+/// Where copies of requests go.
 pub(super) struct MirrorTargets<'a> {
     /// Namespace of the route: where a reference without one leads.
     pub(super) namespace: &'a str,
-    /// Service and port.
-    pub(super) local: &'a BTreeSet<(NsName, u16)>,
+    /// Service and port as written → the Service that takes them here, at the same port.
+    pub(super) targets: BTreeMap<(NsName, u16), NsName>,
+    /// Mirrors that the plan knows: why one of them has no target was said there.
+    pub(super) told: &'a [Mirror],
 }
 
-/// Rewrites mirrors that name a ServiceImport to the entry's own Service, or takes them out: a copy
-/// carries no header that a door could check (the SNI door will take it).
+/// Rewrites mirrors that name a ServiceImport to what takes the copies here, or takes them out.
 pub(super) fn rewrite_mirrors(
     filters: &mut Json,
     targets: &MirrorTargets<'_>,
@@ -119,20 +121,21 @@ pub(super) fn rewrite_mirrors(
         if !is_service_import(backend) {
             return true;
         }
-        if let Some((service, port)) = reference(backend, targets.namespace)
-            && targets.local.contains(&(service.clone(), port))
+        let reference = reference(backend, targets.namespace);
+        if let Some(key) = &reference
+            && let Some(to) = targets.targets.get(key)
         {
-            point_to_service(backend, &service, port);
+            point_to_service(backend, to, key.1);
             return true;
         }
-        let name = backend.get("name").and_then(Json::as_str).unwrap_or_default().to_owned();
-        draft.note(
-            subject,
-            Reason::UnsupportedFeature,
-            format!(
-                "requests are not mirrored to {name}: this member has no such service of its own"
-            ),
-        );
+        let is_told = reference.is_some_and(|(service, port)| {
+            targets.told.iter().any(|mirror| mirror.service == service && mirror.port == port)
+        });
+        if !is_told {
+            let name = backend.get("name").and_then(Json::as_str).unwrap_or_default().to_owned();
+            let message = format!("requests are not mirrored to {name}: the plan does not know it");
+            draft.note(subject, Reason::CheckFailed, message);
+        }
         false
     });
 }

@@ -18,8 +18,10 @@ mod filter;
 mod follow;
 mod gateway;
 mod grant;
+mod passage;
 mod peer;
 mod route;
+mod stream;
 
 use fairlead_crds::keys;
 use fairlead_model::bundle::{Bundle, BundleObject, Claim, Gate};
@@ -43,7 +45,7 @@ pub fn render(plan: &MemberPlan, keyring: &CapabilityKeys) -> (Bundle, Vec<Note>
     gateway::render_gateways(plan, &mut draft);
     route::render_routes(plan, keyring, &mut draft);
     follow::render_following(plan, &mut draft);
-    peer::render_peers(plan, &mut draft);
+    peer::render_peers(plan, keyring, &mut draft);
     if let Some(door) = &plan.door {
         door::render_door(plan, door, keyring, &mut draft);
     }

@@ -12,8 +12,8 @@ use fairlead_model::{Json, MemberId, Reason, RouteKind};
 use serde_json::json;
 
 use super::grant::{self, GRANT_ENTRIES_MAX};
-use super::{Draft, GATEWAY_API, metadata, set_label};
-use crate::{names, shard};
+use super::{Draft, GATEWAY_API, metadata, passage, set_label};
+use crate::{CapabilityKeys, names, shard};
 
 /// Most addresses of one door that we write; a door has a load balancer or two, not a fleet.
 const ADDRESSES_MAX: usize = 64;
@@ -68,28 +68,35 @@ impl Inner {
 }
 
 /// Renders every peer of the plan, and the grants for the routes that use them.
-pub(super) fn render_peers(plan: &MemberPlan, draft: &mut Draft) {
+pub(super) fn render_peers(plan: &MemberPlan, keyring: &CapabilityKeys, draft: &mut Draft) {
     for (member, peer) in &plan.peers {
         draft.bundle.peers.insert(member.clone(), probed(peer));
         // A witness asks the door itself; nothing in its cluster leads there.
-        if peer.used_from.is_empty() {
+        if !peer.is_used() {
             continue;
         }
-        let Addresses { v4, v6, has_names } = split_addresses(member, peer, draft);
-        let in_v6 = has_names || !v6.is_empty();
-        draft.put(service(member, peer, in_v6));
-        // One slice stays even when it is empty: without any, gateways forget the Service's ports. A name may
-        // stand for addresses of either family; the member's agent puts them in.
-        if has_names || !v4.is_empty() || v6.is_empty() {
-            draft.put(slice(member, peer, "v4", "IPv4", &v4));
-        }
-        if in_v6 {
-            draft.put(slice(member, peer, "v6", "IPv6", &v6));
-        }
+        let addresses = split_addresses(member, peer, draft);
         draft.put(ca(member, peer));
-        draft.put(tls_policy(member, peer));
+        if !peer.used_from.is_empty() {
+            render_peer(member, peer, &addresses, draft);
+        }
+        passage::render_passages(member, peer, &addresses, keyring, draft);
     }
     render_route_grants(plan, draft);
+}
+
+fn render_peer(member: &MemberId, peer: &PeerPlan, addresses: &Addresses, draft: &mut Draft) {
+    let name = names::peer(member);
+    draft.put(service(member, peer, addresses.in_v6()));
+    for (family, address_type, ips) in addresses.families() {
+        let port =
+            |inner: Inner| json!({"name": inner.port_name(), "port": peer.port, "protocol": "TCP"});
+        let ports = inners(peer).into_iter().map(port).collect();
+        let name_of_slice = names::peer_slice(member, family);
+        let shape = Slice { name: &name_of_slice, service: &name, address_type, ips, ports };
+        draft.put(slice(member, shape));
+    }
+    draft.put(tls_policy(member, &name, &names::server_name(&peer.uid)));
 }
 
 fn probed(peer: &PeerPlan) -> Peer {
@@ -104,11 +111,31 @@ fn probed(peer: &PeerPlan) -> Peer {
 
 /// Addresses of a door.
 #[derive(Default)]
-struct Addresses {
+pub(super) struct Addresses {
     v4: Vec<IpAddr>,
     v6: Vec<IpAddr>,
     /// There are names, too.
     has_names: bool,
+}
+
+impl Addresses {
+    pub(super) fn in_v6(&self) -> bool {
+        self.has_names || !self.v6.is_empty()
+    }
+
+    /// The slices that stand for them: family, type, addresses. One stays even when it is empty: without any,
+    /// gateways forget the Service's ports. A name may stand for addresses of either family; the member's
+    /// agent puts them in.
+    pub(super) fn families(&self) -> Vec<(&'static str, &'static str, &[IpAddr])> {
+        let mut families = Vec::new();
+        if self.has_names || !self.v4.is_empty() || self.v6.is_empty() {
+            families.push(("v4", "IPv4", &*self.v4));
+        }
+        if self.in_v6() {
+            families.push(("v6", "IPv6", &*self.v6));
+        }
+        families
+    }
 }
 
 /// Addresses by family. What an API server would refuse is left out here, or it would refuse the
@@ -182,15 +209,16 @@ fn service(member: &MemberId, peer: &PeerPlan, has_v6: bool) -> Json {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": peer_metadata(member, &names::peer(member)), "spec": spec})
 }
 
-fn slice(
-    member: &MemberId,
-    peer: &PeerPlan,
-    family: &str,
-    address_type: &str,
-    ips: &[IpAddr],
-) -> Json {
-    let port =
-        |inner: Inner| json!({"name": inner.port_name(), "port": peer.port, "protocol": "TCP"});
+/// A slice of a Service that leads to a door.
+pub(super) struct Slice<'a> {
+    pub(super) name: &'a str,
+    pub(super) service: &'a str,
+    pub(super) address_type: &'a str,
+    pub(super) ips: &'a [IpAddr],
+    pub(super) ports: Vec<Json>,
+}
+
+pub(super) fn slice(member: &MemberId, slice: Slice<'_>) -> Json {
     // Conditions in full: some gateways dereference them, some take a missing `ready` for no.
     let endpoint = |ip: &IpAddr| {
         json!({
@@ -198,16 +226,16 @@ fn slice(
             "conditions": {"ready": true, "serving": true, "terminating": false},
         })
     };
-    let mut metadata = peer_metadata(member, &names::peer_slice(member, family));
-    set_label(&mut metadata, keys::SERVICE_NAME, &names::peer(member));
+    let mut metadata = peer_metadata(member, slice.name);
+    set_label(&mut metadata, keys::SERVICE_NAME, slice.service);
     set_label(&mut metadata, keys::SLICE_MANAGED_BY, keys::SLICE_MANAGED_BY_VALUE);
     json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": metadata,
-        "addressType": address_type,
-        "ports": inners(peer).into_iter().map(port).collect::<Vec<_>>(),
-        "endpoints": ips.iter().map(endpoint).collect::<Vec<_>>(),
+        "addressType": slice.address_type,
+        "ports": slice.ports,
+        "endpoints": slice.ips.iter().map(endpoint).collect::<Vec<_>>(),
     })
 }
 
@@ -220,45 +248,51 @@ fn ca(member: &MemberId, peer: &PeerPlan) -> Json {
     })
 }
 
-fn tls_policy(member: &MemberId, peer: &PeerPlan) -> Json {
+/// mTLS to a Service that leads to a door, under the server name `host`.
+pub(super) fn tls_policy(member: &MemberId, service: &str, host: &str) -> Json {
     json!({
         "apiVersion": GATEWAY_API,
         "kind": "BackendTLSPolicy",
-        "metadata": peer_metadata(member, &names::peer(member)),
+        "metadata": peer_metadata(member, service),
         "spec": {
-            "targetRefs": [{"group": "", "kind": "Service", "name": names::peer(member)}],
+            "targetRefs": [{"group": "", "kind": "Service", "name": service}],
             "validation": {
-                "hostname": names::server_name(&peer.uid),
+                "hostname": host,
                 "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": names::peer_ca(member)}],
             },
         },
     })
 }
 
-fn peer_metadata(member: &MemberId, name: &str) -> Json {
+pub(super) fn peer_metadata(member: &MemberId, name: &str) -> Json {
     let mut metadata = metadata(keys::NAMESPACE, name);
     set_label(&mut metadata, keys::LABEL_MEMBER, member.as_str());
     metadata
 }
 
-/// Lets the routes of each namespace reach the members that they use, and no others.
+/// Lets the routes of each namespace reach what they use of other members, and nothing else.
 fn render_route_grants(plan: &MemberPlan, draft: &mut Draft) {
-    let mut used: BTreeMap<&str, (BTreeSet<RouteKind>, BTreeSet<&MemberId>)> = BTreeMap::new();
+    let mut used: BTreeMap<&str, (BTreeSet<RouteKind>, BTreeSet<String>)> = BTreeMap::new();
     for (member, peer) in &plan.peers {
-        for from in &peer.used_from {
-            let (kinds, members) = used.entry(&from.namespace).or_default();
+        let whole = peer.used_from.iter().map(|from| (from, names::peer(member)));
+        let passages = peer.passages.iter();
+        let passages = passages.map(|one| (&one.used_from, names::passage(member, one)));
+        for (from, service) in whole.chain(passages) {
+            let (kinds, services) = used.entry(&from.namespace).or_default();
             kinds.insert(from.kind);
-            members.insert(member);
+            services.insert(service);
         }
     }
-    for (namespace, (kinds, members)) in used {
-        let members: Vec<&MemberId> = members.into_iter().collect();
-        for (bits, members) in shard::shard(members, GRANT_ENTRIES_MAX, |m| m.to_string()) {
+    for (namespace, (kinds, services)) in used {
+        let services: Vec<String> = services.into_iter().collect();
+        // Sharded by what follows the common start, so that grants of before keep their names.
+        let key = |service: &String| service.replacen(&keys::member_object(""), "", 1);
+        for (bits, services) in shard::shard(services, GRANT_ENTRIES_MAX, key) {
             draft.put(grant::grant(
                 keys::NAMESPACE,
                 &names::routes_grant(namespace, &bits),
                 kinds.iter().map(|kind| grant::from(kind.as_str(), namespace)).collect(),
-                members.iter().map(|m| grant::to("Service", &names::peer(m))).collect(),
+                services.iter().map(|service| grant::to("Service", service)).collect(),
             ));
         }
     }

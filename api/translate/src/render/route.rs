@@ -2,14 +2,16 @@
 //!
 //! Everything else in the spec is carried as it was written, also what this version does not know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use fairlead_crds::keys;
 use fairlead_model::bundle::{Claim, Gate, RuleId};
-use fairlead_model::plan::{LocalParent, MemberPlan, RoutePlan, RulePlan, Slot, SlotTarget};
+use fairlead_model::plan::{
+    LocalParent, MemberPlan, Passage, RoutePlan, RulePlan, Slot, SlotTarget,
+};
 use fairlead_model::policy::BackendTarget;
 use fairlead_model::recipe::Serve;
-use fairlead_model::{Json, MemberId, NsName, ObjectId, Reason};
+use fairlead_model::{Json, MemberId, NsName, ObjectId, Reason, Way};
 use serde_json::json;
 
 use super::filter::{self, MirrorTargets};
@@ -21,7 +23,6 @@ use crate::{CapabilityKeys, names};
 
 /// Renders every global route that this entry serves.
 pub(super) fn render_routes(plan: &MemberPlan, keyring: &CapabilityKeys, draft: &mut Draft) {
-    let local = local_services(plan);
     for (key, route) in &plan.routes {
         let subject = key.to_string();
         let Some(spec) = route.route.spec.as_object() else {
@@ -32,7 +33,7 @@ pub(super) fn render_routes(plan: &MemberPlan, keyring: &CapabilityKeys, draft: 
         spec["parentRefs"] = route.parents.iter().map(parent_ref).collect();
         // The other way of naming parents: would attach the route to the member's own Gateways.
         spec.as_object_mut().expect("an object, see above").remove("useDefaultGateways");
-        let writer = Writer { plan, route, keyring, local: &local, subject };
+        let writer = Writer { plan, route, keyring, subject };
         let rendered = writer.render_rules(&mut spec, draft);
         let mut metadata = metadata(&key.name.namespace, &names::route_mirror(&key.name.name));
         metadata["annotations"] = mirror_annotations(&writer.subject);
@@ -84,17 +85,6 @@ fn parent_ref(parent: &LocalParent) -> Json {
     reference
 }
 
-/// Services that the plan shows to be this member's own.
-fn local_services(plan: &MemberPlan) -> BTreeSet<(NsName, u16)> {
-    let slots = plan.routes.values().flat_map(|route| &route.rules).flat_map(|rule| &rule.slots);
-    let local = slots.filter_map(|slot| match &slot.target {
-        SlotTarget::Local { service, port } => Some((service.clone(), *port)),
-        SlotTarget::AsWritten | SlotTarget::Remote { .. } => None,
-    });
-    let door = plan.door.iter().flat_map(|door| &door.services);
-    local.chain(door.map(|behind| (behind.service.clone(), behind.port))).collect()
-}
-
 /// Position in the rendered route → position in the plan.
 type Rendered = BTreeMap<u16, usize>;
 
@@ -117,7 +107,6 @@ struct Writer<'a> {
     plan: &'a MemberPlan,
     route: &'a RoutePlan,
     keyring: &'a CapabilityKeys,
-    local: &'a BTreeSet<(NsName, u16)>,
     subject: String,
 }
 
@@ -160,8 +149,7 @@ impl Writer<'_> {
         subject: &str,
         draft: &mut Draft,
     ) -> bool {
-        let targets =
-            MirrorTargets { namespace: &self.route.route.key.name.namespace, local: self.local };
+        let targets = self.mirror_targets(at, planned);
         if let Some(filters) = rule.get_mut("filters") {
             if filter::strip_header(filters) {
                 let message = format!(
@@ -198,6 +186,46 @@ impl Writer<'_> {
         whole
     }
 
+    fn mirror_targets<'b>(&'b self, at: usize, planned: &RulePlan) -> MirrorTargets<'b> {
+        let key = &self.route.route.key;
+        let mut targets = BTreeMap::new();
+        for target in &planned.mirrors {
+            let (service, port) = match target {
+                SlotTarget::AsWritten => continue,
+                SlotTarget::Local { service, port } | SlotTarget::Remote { service, port, .. } => {
+                    (service.clone(), *port)
+                }
+            };
+            let to = match target {
+                SlotTarget::Remote { member, .. } => self
+                    .passage(member, (&service, port), Way::Sni)
+                    .map(|passage| NsName::new(keys::NAMESPACE, &names::passage(member, passage))),
+                SlotTarget::AsWritten | SlotTarget::Local { .. } => Some(service.clone()),
+            };
+            targets.extend(to.map(|to| ((service, port), to)));
+        }
+        let rule = self.route.route.rules.get(at);
+        let told = rule.map_or(&[][..], |rule| &rule.mirrors);
+        MirrorTargets { namespace: &key.name.namespace, targets, told }
+    }
+
+    /// The Service of its own that a remote service has here, for the routes of this namespace.
+    fn passage(
+        &self,
+        member: &MemberId,
+        (service, port): (&NsName, u16),
+        way: Way,
+    ) -> Option<&Passage> {
+        let from = &*self.route.route.key.name.namespace;
+        let passages = &self.plan.peers.get(member)?.passages;
+        passages.iter().find(|passage| {
+            passage.service == *service
+                && passage.port == port
+                && passage.way == way
+                && passage.used_from.namespace == from
+        })
+    }
+
     /// Points a backendRef to where its slot leads; false when this kind of route cannot go there.
     fn point(
         &self,
@@ -220,11 +248,16 @@ impl Writer<'_> {
             }
             SlotTarget::Remote { member, service, port, app_protocol } => {
                 let kind = self.route.route.key.kind;
-                if !kind.has_headers() {
-                    let message =
-                        format!("{kind} to {service} in {member} has no header to cross with");
-                    draft.note(subject, Reason::CrossingUnsupported, message);
-                    return false;
+                if kind.way() != Way::Header {
+                    let Some(passage) = self.passage(member, (service, *port), kind.way()) else {
+                        let message = format!("the plan has no way for {kind}s to {member}");
+                        draft.note(subject, Reason::CrossingUnsupported, message);
+                        filter::point_to_nothing(backend);
+                        return true;
+                    };
+                    let own = NsName::new(keys::NAMESPACE, &names::passage(member, passage));
+                    filter::point_to_service(backend, &own, passage.port);
+                    return true;
                 }
                 let inner = self.inner(app_protocol, service, subject, draft);
                 let peer = NsName::new(keys::NAMESPACE, &names::peer(member));

@@ -17,7 +17,7 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) {
     facts
         .look(
             "t3",
-            "a mirror to another member is refused and said, the rule serves on",
+            "a mirror that nobody can take is left out and said, the rule serves on",
             mirror(stage),
         )
         .await;
@@ -92,7 +92,7 @@ async fn wait_answer(stage: &Stage<'_>, path: &str, status: u16) -> Result<Strin
 
 async fn mirror(stage: &Stage<'_>) -> Result<Finding> {
     let filter =
-        json!({"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "echo-2"}}});
+        json!({"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "nowhere"}}});
     let rule = json!({"filters": [filter], "backendRefs": [{"name": "echo"}]});
     declare(stage, "mirrored", "/mirrored", rule).await?;
     let target = wait_answer(stage, "/mirrored", 200).await?;
@@ -100,7 +100,7 @@ async fn mirror(stage: &Stage<'_>) -> Result<Finding> {
         let routes = stage.fleet.routes().await?;
         let route = routes.iter().find(|route| &*route.route.name.name == "mirrored");
         let notes = &route.context("the hub does not list the route")?.notes;
-        let note = notes.iter().find(|note| note.reason == Reason::UnsupportedFeature);
+        let note = notes.iter().find(|note| note.reason == Reason::BackendNotFound);
         Ok(match note {
             Some(note) => Look::Done(note.message.clone()),
             None => Look::Not(format!("notes are {notes:?}")),

@@ -1,7 +1,7 @@
 //! A rule of a route: its backends, and the references in its filters.
 
 use fairlead_crds::keys;
-use fairlead_model::policy::{Backend, BackendTarget, Rule, Spread};
+use fairlead_model::policy::{Backend, BackendTarget, Mirror, Rule, Spread};
 use fairlead_model::{Json, Note, NsName, Reason, RouteKey};
 
 use super::grant::Grants;
@@ -79,7 +79,25 @@ impl RuleReader<'_> {
                            not the entry itself, its gateway chooses an endpoint for each request";
             notes.push(Note::new(subject, Reason::UnsupportedFeature, message));
         }
-        Ok((Rule { backends, spread: Spread::default() }, notes))
+        let mirrors = self.mirrors(rule);
+        Ok((Rule { backends, spread: Spread::default(), mirrors }, notes))
+    }
+
+    /// ServiceImports that get copies, from the filters of the rule and then of its backends.
+    fn mirrors(&self, rule: &Json) -> Vec<Mirror> {
+        let backends = raw::list(rule, "/backendRefs");
+        let filters = std::iter::once(rule).chain(backends).flat_map(|o| raw::list(o, "/filters"));
+        let mut mirrors = Vec::new();
+        for written in filters.filter_map(|f| f.pointer("/requestMirror/backendRef")) {
+            let Some(Reference { group, kind, name }) = self.reference(written) else { continue };
+            let is_import = group == keys::MCS_GROUP && kind == "ServiceImport";
+            let Some(port) = raw::port(written, "port").filter(|_| is_import) else { continue };
+            let mirror = Mirror { service: name, port };
+            if !mirrors.contains(&mirror) {
+                mirrors.push(mirror);
+            }
+        }
+        mirrors
     }
 
     fn backend(&self, written: &Json, subject: &str) -> Backend {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_crds::keys;
 use fairlead_model::id::{is_label, printable};
+use fairlead_model::snapshot::WeakDoor;
 use serde::{Deserialize, Serialize};
 
 /// The agent's configuration.
@@ -49,15 +50,6 @@ pub struct FollowingKind {
     pub kind: String,
     /// Plural, for RBAC.
     pub resource: String,
-}
-
-/// A class of doors that does not prove who calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum WeakDoor {
-    /// Callers show no certificate.
-    ServerOnly,
-    /// No TLS.
-    Open,
 }
 
 /// A correction of what a GatewayClass can do.

@@ -37,6 +37,8 @@ const KNOWN: &[(&str, &[&str])] = &[(
         "TLSRoute",
         "TLSRouteModeTerminate",
         "UDPRoute",
+        // Ours: see `FEATURE_STREAM_BACKEND_TLS`.
+        "fairlead.dev/StreamBackendTLS",
     ],
 )];
 

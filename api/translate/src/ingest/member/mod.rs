@@ -19,7 +19,7 @@ use fairlead_crds::keys;
 use fairlead_model::snapshot::{ClusterFacts, Snapshot};
 use fairlead_model::{ClusterUid, Json, Note, NsName, Reason};
 
-pub use config::{AgentConfig, CapabilityFix, ConfigError, ExportPolicy, FollowingKind, WeakDoor};
+pub use config::{AgentConfig, CapabilityFix, ConfigError, ExportPolicy, FollowingKind};
 pub use definition::{Definitions, ingest_definitions};
 pub use gateway::{ingest_gateway, ingest_gateway_class};
 pub use place::ingest_location;
