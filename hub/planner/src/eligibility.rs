@@ -70,10 +70,20 @@ fn local(
     use_: &Use<'_>,
     absences: Option<&Absences>,
 ) -> Answer {
+    let given = |a: &Absences| a.local((fleet.now, member.spec), use_.failback);
+    let given = absences.map_or(Answer::Able, given);
     match member.spec.traffic {
-        TrafficState::Draining => Answer::Out(Reason::Drained),
-        TrafficState::Active | TrafficState::Standby => {
-            absences.map_or(Answer::Able, |absences| absences.local(fleet.now, use_.failback))
+        TrafficState::Draining => led_away(given),
+        TrafficState::Active | TrafficState::Standby => given,
+    }
+}
+
+/// A drained member has what the steps of its drain leave it.
+fn led_away(given: Answer) -> Answer {
+    match given {
+        Answer::Ramping(ramp) => Answer::Ramping(ramp),
+        Answer::Able | Answer::Waiting(_) | Answer::Out(_) | Answer::No(_) => {
+            Answer::Out(Reason::Drained)
         }
     }
 }
@@ -90,8 +100,11 @@ fn remote(
     if let Some(reason) = no_way(member, use_) {
         return Answer::No(reason);
     }
+    let given = |a: &Absences| a.remote((fleet.now, member.spec), use_.failback, use_.stale);
+    let given = absences.map_or(Answer::Able, given);
     if member.spec.traffic == TrafficState::Draining {
-        return Answer::Out(Reason::Drained);
+        let healthy = !is_stale(fleet, member, use_) && member.ill(fleet.now).is_none();
+        return if healthy { led_away(given) } else { Answer::Out(Reason::Drained) };
     }
     if is_stale(fleet, member, use_) {
         return Answer::Out(Reason::StaleInventory);
@@ -99,7 +112,7 @@ fn remote(
     if let Some(reason) = member.ill(fleet.now) {
         return Answer::Out(reason);
     }
-    absences.map_or(Answer::Able, |a| a.remote(fleet.now, use_.failback, use_.stale))
+    given
 }
 
 /// Why what the use needs of the door is not there.
