@@ -473,8 +473,8 @@ async fn echo(args: EchoArgs) -> Result<ExitCode> {
     let identity = Identity { cluster: args.cluster, service: args.service, version: args.version };
     // Certificate and key lie in one file: each reader takes what it looks for.
     let read = |file: PathBuf| -> Result<Leaf> {
-        let pem = fs::read_to_string(&file)
-            .with_context(|| format!("reading {}", file.display()))?;
+        let pem =
+            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         Ok(Leaf { cert_pem: pem.clone(), key_pem: pem })
     };
     let tls = args.tls.map(read).transpose()?;

@@ -284,8 +284,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let identity =
             Identity { cluster: "east".into(), service: "cart".into(), version: "v1".into() };
-        let echo =
-            Echo { identity, files: Vec::new(), spans_to: None, tls: None, udp: Vec::new() };
+        let echo = Echo { identity, files: Vec::new(), spans_to: None, tls: None, udp: Vec::new() };
         let tally = Arc::new(Tally::default());
         tokio::spawn(async move {
             loop {

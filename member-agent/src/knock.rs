@@ -61,6 +61,7 @@ pub enum Listener {
 }
 
 impl Listener {
+    /// Its name, or the start of the names of its lanes.
     fn name(self) -> &'static str {
         match self {
             Self::Headers => keys::EAST_WEST_LISTENER_HTTPS,
@@ -135,8 +136,8 @@ impl Knocker {
             let crossing = self.crossing.borrow_and_update().clone();
             let mut wait = SHUT_AGAIN;
             if let Some(crossing) = crossing.filter(|_| !at.is_empty()) {
-                for (listener, (addresses, port)) in &at {
-                    self.knock(*listener, addresses, *port, &crossing, &mut said).await;
+                for (listener, places) in &at {
+                    self.knock(*listener, places, &crossing, &mut said).await;
                 }
                 if self.all_shut(&at) {
                     open_again = OPEN_AGAIN_MIN;
@@ -154,12 +155,11 @@ impl Knocker {
     async fn knock(
         &self,
         listener: Listener,
-        addresses: &[Address],
-        port: u16,
+        places: &[(Address, u16)],
         crossing: &Crossing,
         said: &mut BTreeMap<Listener, String>,
     ) {
-        match visit_all(&self.uid, listener, addresses, port, crossing).await {
+        match visit_all(&self.uid, listener, places, crossing).await {
             Ok((verdict, unclear)) => {
                 let before = said.insert(listener, unclear.clone());
                 if !unclear.is_empty() && before != Some(unclear.clone()) {
@@ -223,31 +223,39 @@ impl Knocker {
 
 /// Addresses and port of our own door for requests, once it is programmed.
 pub fn door_of(snapshot: &Snapshot) -> Option<(Vec<Address>, u16)> {
-    doors_of(snapshot).remove(&Listener::Headers)
+    let places = doors_of(snapshot).remove(&Listener::Headers)?;
+    let port = places.first()?.1;
+    Some((places.into_iter().map(|(address, _)| address).collect(), port))
 }
 
-/// Listeners of our own door, with addresses and port.
-type Doors = BTreeMap<Listener, (Vec<Address>, u16)>;
+/// Listeners of our own door, with every address and port.
+type Doors = BTreeMap<Listener, Vec<(Address, u16)>>;
 
 fn doors_of(snapshot: &Snapshot) -> Doors {
-    let door = snapshot.gateways.values().find(|gateway| gateway.role == GatewayRole::Door);
-    let addresses = door.map(|door| door.addresses.iter().cloned().collect::<Vec<Address>>());
-    let (Some(door), Some(addresses)) = (door, addresses.filter(|all| !all.is_empty())) else {
-        return Doors::new();
-    };
-    let listener = |listener: Listener| {
-        let port = door.listeners.get(listener.name())?.port;
-        Some((listener, (addresses.clone(), port)))
-    };
-    [Listener::Headers, Listener::Sni].into_iter().filter_map(listener).collect()
+    let doors = snapshot.gateways.values().filter(|gateway| gateway.role == GatewayRole::Door);
+    let mut all = Doors::new();
+    for door in doors.take(1) {
+        for (name, state) in &door.listeners {
+            let listener = if name == Listener::Headers.name() {
+                Listener::Headers
+            } else if name.starts_with(Listener::Sni.name()) {
+                Listener::Sni
+            } else {
+                continue;
+            };
+            let places = door.addresses.iter().map(|address| (address.clone(), state.port));
+            all.entry(listener).or_default().extend(places);
+        }
+    }
+    all.retain(|_, places| !places.is_empty());
+    all
 }
 
-/// Knocks at every address; the worst counts. The text says what was unclear.
+/// Knocks at every address and port; the worst counts. The text says what was unclear.
 async fn visit_all(
     uid: &ClusterUid,
     listener: Listener,
-    addresses: &[Address],
-    port: u16,
+    places: &[(Address, u16)],
     crossing: &Crossing,
 ) -> Result<(Option<(Knock, String)>, String), TlsError> {
     let name = names::server_name(uid);
@@ -263,15 +271,17 @@ async fn visit_all(
     };
     let mut verdicts = Vec::new();
     let mut unclear = String::new();
-    for address in addresses {
+    for (address, port) in places {
         let (ours, nobody, stranger) = tokio::join!(
-            visit(&with_ours, &name, address, port, listener.path()),
-            visit_as_stranger(&with_none, &name, address, port),
-            visit_as_stranger(&with_foreign, &name, address, port),
+            visit(&with_ours, &name, address, *port, listener.path()),
+            visit_as_stranger(&with_none, &name, address, *port),
+            visit_as_stranger(&with_foreign, &name, address, *port),
         );
         let verdict = judge(listener, &ours, &nobody, &stranger);
         if verdict.is_none() {
-            unclear = format!("{address}: ours {ours:?}, without {nobody:?}, foreign {stranger:?}");
+            unclear = format!(
+                "{address}:{port}: ours {ours:?}, without {nobody:?}, foreign {stranger:?}"
+            );
         }
         verdicts.push(verdict);
     }

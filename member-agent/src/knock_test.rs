@@ -8,7 +8,7 @@ use crate::testing::{LetsIn, TestDoor, TestMember};
 async fn knock(member: &TestMember, door: &TestDoor) -> (Option<(Knock, String)>, String) {
     let address = Address::Ip(door.address.ip());
     let port = door.address.port();
-    visit_all(&member.uid, Listener::Headers, &[address], port, &member.crossing).await.unwrap()
+    visit_all(&member.uid, Listener::Headers, &[(address, port)], &member.crossing).await.unwrap()
 }
 
 #[tokio::test]
@@ -17,6 +17,20 @@ async fn a_door_that_asks_for_our_certificates_is_shut() {
     let door = member.open_door(LetsIn::Callers, 302).await;
     let (verdict, unclear) = knock(&member, &door).await;
     assert_eq!(verdict.map(|v| v.0), Some(Knock::Shut), "{unclear}");
+}
+
+#[tokio::test]
+async fn one_lane_that_lets_anybody_in_is_enough() {
+    let member = TestMember::new("uid-east");
+    let shut = member.open_door(LetsIn::Callers, 302).await;
+    let open = member.open_door(LetsIn::Everybody, 302).await;
+    let places = [&shut, &open].map(|door| (Address::Ip(door.address.ip()), door.address.port()));
+    let found = async |places| {
+        let got = visit_all(&member.uid, Listener::Sni, places, &member.crossing).await;
+        got.unwrap().0.map(|(knock, _)| knock)
+    };
+    assert_eq!(found(&places).await, Some(Knock::StrangerLetIn));
+    assert_eq!(found(&places[..1]).await, Some(Knock::Shut));
 }
 
 #[tokio::test]
@@ -51,10 +65,9 @@ async fn nobody_at_home_proves_nothing() {
     let door = member.open_door(LetsIn::Callers, 302).await;
     let address = door.address;
     drop(door);
-    let at = [Address::Ip(address.ip())];
+    let at = [(Address::Ip(address.ip()), address.port())];
     let listener = Listener::Headers;
-    let got =
-        visit_all(&member.uid, listener, &at, address.port(), &member.crossing).await.unwrap();
+    let got = visit_all(&member.uid, listener, &at, &member.crossing).await.unwrap();
     assert_eq!(got.0, None);
 }
 

@@ -200,8 +200,15 @@ pub const CONFIG_MAP_EAST_WEST_CALLERS: &str = "fairlead-eastwest-callers";
 pub const EAST_WEST_GATEWAY: &str = "fairlead-eastwest";
 /// Listener of the header door.
 pub const EAST_WEST_LISTENER_HTTPS: &str = "https";
-/// Listener of the SNI door.
+/// First listener of the SNI door.
 pub const EAST_WEST_LISTENER_TLS: &str = "tls";
+/// Listener of a lane of the SNI door: `tls`, `tls-2` and so on.
+pub fn sni_listener(lane: u16) -> String {
+    match lane {
+        0 => EAST_WEST_LISTENER_TLS.to_owned(),
+        lane => format!("{EAST_WEST_LISTENER_TLS}-{}", lane + 1),
+    }
+}
 /// Listeners for one service each: this and their port.
 pub const EAST_WEST_LISTENER_UDP: &str = "udp";
 /// Name of the port of a member Service.

@@ -92,6 +92,23 @@ pub struct RulePlan {
     pub mirrors: Vec<SlotTarget>,
 }
 
+impl RulePlan {
+    /// The lane of a slot: how many slots before it lead to the same member.
+    pub fn lane(&self, slot: usize) -> u16 {
+        let member = |slot: &Slot| match &slot.target {
+            SlotTarget::Remote { member, .. } => Some(member.clone()),
+            SlotTarget::AsWritten | SlotTarget::Local { .. } => None,
+        };
+        let Some(own) = self.slots.get(slot).and_then(member) else { return 0 };
+        let before = self.slots.iter().take(slot).filter_map(member);
+        u16::try_from(before.filter(|other| *other == own).count()).unwrap_or(u16::MAX)
+    }
+}
+
+/// Lanes of a door by SNI: listeners that are all alike. Envoy knows endpoints of one route by address and
+/// port, so that services of one rule behind one door must each be reached by another port.
+pub const SNI_LANES: u16 = 4;
+
 /// One backendRef of a rendered rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
@@ -168,6 +185,9 @@ pub struct Passage {
     pub app_protocol: String,
     /// Port of the door.
     pub door_port: u16,
+    /// Which of the door's lanes that is.
+    #[serde(default)]
+    pub lane: u16,
     /// What tells it from others there.
     pub way: Way,
 }
@@ -203,10 +223,10 @@ pub struct DoorPlan {
     pub ports: BTreeSet<DoorPort>,
 }
 
-/// The listener of a door that tells services apart by SNI.
+/// The listeners of a door that tell services apart by SNI.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SniDoor {
-    /// Its port.
+    /// Port of the first; the other lanes follow.
     pub port: u16,
     /// Services that other members' plans lead to.
     pub services: BTreeSet<DoorService>,

@@ -82,9 +82,9 @@ pub fn peer_slice(member: &MemberId, family: &str) -> String {
 /// member. Two hyphens: the name of a member starts with none, so that no member's [`peer`] is called so.
 /// A Service's name is a label.
 pub fn passage(member: &MemberId, passage: &Passage) -> String {
-    let Passage { service, port, used_from, way, .. } = passage;
+    let Passage { service, port, used_from, way, lane, .. } = passage;
     let from = &used_from.namespace;
-    let hash = hash(&format!("{member} {from} {service} {port} {way:?}"));
+    let hash = hash(&format!("{member} {from} {service} {port} {way:?} {lane}"));
     let head: String = service.name.chars().take(PASSAGE_HEAD_MAX).collect();
     let head = head.trim_end_matches('-');
     format!("{}-{head}-{hash}", keys::member_object(""))
@@ -204,6 +204,7 @@ mod tests {
             used_from: UsedFrom { kind: RouteKind::TCPRoute, namespace: from.to_owned() },
             app_protocol: String::new(),
             door_port: 15_444,
+            lane: 0,
             way,
         };
         let base = passage(&member("east"), &mk("shop", "db", 5432, Way::Sni));
@@ -214,6 +215,7 @@ mod tests {
             passage(&member("east"), &mk("shop", "dc", 5432, Way::Sni)),
             passage(&member("east"), &mk("shop", "db", 5433, Way::Sni)),
             passage(&member("east"), &mk("shop", "db", 5432, Way::Port)),
+            passage(&member("east"), &Passage { lane: 1, ..mk("shop", "db", 5432, Way::Sni) }),
         ] {
             assert_ne!(other, base);
         }

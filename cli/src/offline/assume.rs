@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use fairlead_crds::keys;
 use fairlead_model::policy::MemberSpec;
 use fairlead_model::snapshot::{
-    Address, EndpointCounts, GatewayRole, GatewayState, Knock, ServiceState, SniState, Snapshot,
+    Address, EndpointCounts, GatewayRole, GatewayState, Knock, ServiceState, Snapshot, SniState,
 };
 use fairlead_model::{ClusterUid, MemberId, NsName};
 use fairlead_translate::ingest::hub::HubObjects;

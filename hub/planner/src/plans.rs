@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fairlead_model::follower::{Follower, FollowerPlan};
 use fairlead_model::plan::{
     DoorPlan, DoorPort, DoorService, EntryDecision, MemberPlan, Passage, PeerPlan, RoutePlan,
-    SlotTarget, SniDoor, Trust, UsedFrom,
+    SNI_LANES, SlotTarget, SniDoor, Trust, UsedFrom,
 };
 use fairlead_model::{MemberId, RouteKey, Way};
 
@@ -139,10 +139,12 @@ fn add_crossings(
     callers: &mut BTreeMap<MemberId, Callers>,
 ) {
     for rule in &entry.rules {
-        let slots = rule.slots.iter().map(|slot| (&slot.target, route.kind.way()));
-        let copies = rule.mirrors.iter().map(|target| (target, Way::Sni));
-        for (target, way) in slots.chain(copies) {
-            add_crossing(fleet, route, (target, way), plan, callers);
+        let way = route.kind.way();
+        let slots = rule.slots.iter().enumerate();
+        let slots = slots.map(|(at, slot)| (&slot.target, way, rule.lane(at)));
+        let copies = rule.mirrors.iter().map(|target| (target, Way::Sni, 0));
+        for crossing in slots.chain(copies) {
+            add_crossing(fleet, route, crossing, plan, callers);
         }
     }
 }
@@ -150,7 +152,7 @@ fn add_crossings(
 fn add_crossing(
     fleet: &Fleet<'_>,
     route: &RouteKey,
-    (target, way): (&SlotTarget, Way),
+    (target, way, lane): (&SlotTarget, Way, u16),
     plan: &mut MemberPlan,
     callers: &mut BTreeMap<MemberId, Callers>,
 ) {
@@ -163,10 +165,10 @@ fn add_crossing(
     let behind = DoorService { from_namespace: namespace, service: service.clone(), port };
     let door_port = match way {
         Way::Header => Some(facts.port),
-        Way::Sni => door.sni_port,
+        Way::Sni => door.sni_port.filter(|_| lane < SNI_LANES).map(|port| port + lane),
         Way::Port => door.port_of(&service, port),
     };
-    // A decision of before that leads to what the door has no more.
+    // More services of one rule than lanes, or a decision of before that leads to what is there no more.
     let Some(door_port) = door_port else { return };
     let peer = plan.peers.entry(member.clone()).or_insert_with(|| peer(facts));
     let target = callers.entry(member.clone()).or_default();
@@ -186,7 +188,8 @@ fn add_crossing(
         }
     }
     let app_protocol = app_protocol.clone();
-    peer.passages.insert(Passage { service, port, used_from, app_protocol, door_port, way });
+    let lane = if way == Way::Sni { lane } else { 0 };
+    peer.passages.insert(Passage { service, port, used_from, app_protocol, door_port, lane, way });
 }
 
 /// A door stands wherever there is a class for it, also while nobody uses it: it has to be there

@@ -13,7 +13,7 @@ use fairlead_model::plan::{
 use fairlead_model::policy::Mirror;
 use fairlead_model::snapshot::{Address, Knock, SniState, WeakDoor};
 use fairlead_model::{MemberId, Millis, RouteKind, Way};
-use fairlead_planner::{FleetInput, plan};
+use fairlead_planner::{FleetInput, Planned, plan};
 use fixture::{
     id, mk_backend, mk_fleet, mk_member, mk_route, mk_rule, mk_service, ns_name, route_key,
     snapshot_of,
@@ -63,7 +63,7 @@ fn every_door_has_witnesses_that_it_answers() {
     // A door that lets strangers in proves nothing.
     let mut input = mk_input();
     let south = snapshot_of(input.members.get_mut(&id("south")).unwrap());
-    south.door.knock = fairlead_model::snapshot::Knock::StrangerLetIn;
+    south.door.knock = Knock::StrangerLetIn;
     let plans = plan(&input).plans;
     assert!(plans.values().all(|plan| !plan.peers.contains_key(&id("south"))));
 }
@@ -129,7 +129,7 @@ fn a_reused_name_inherits_no_proof() {
     input.memory = plan(&input).memory;
     let unknown = |input: &mut FleetInput| {
         let west = snapshot_of(input.members.get_mut(&id("west")).unwrap());
-        west.door.knock = fairlead_model::snapshot::Knock::Unknown;
+        west.door.knock = Knock::Unknown;
     };
     unknown(&mut input);
     assert!(plan(&input).plans[&id("east")].peers.contains_key(&id("west")));
@@ -224,7 +224,7 @@ fn copies_go_to_one_member_by_sni() {
     policy.routes = [(key.clone(), Arc::new(mk_route("HTTPRoute/shop/copied", vec![rule])))].into();
     // Until the listener is proven shut there are no copies, and requests cross as ever.
     let planned = plan(&input);
-    let rule = |planned: &fairlead_planner::Planned, entry: &str| {
+    let rule = |planned: &Planned, entry: &str| {
         planned.decisions[&key].entries[&id(entry)].rules[0].clone()
     };
     assert_eq!(rule(&planned, "east").mirrors, []);
@@ -261,6 +261,26 @@ fn a_port_of_a_door_belongs_to_one_service_and_needs_consent() {
     assert_eq!(ports(&input).len(), 0);
     let west = snapshot_of(input.members.get_mut(&id("west")).unwrap());
     west.door.weak = [WeakDoor::Open].into();
-    let own = DoorPort { door_port: 9_445, service: ns_name("shop/cart"), port: 80 };
+    let own = DoorPort { door_port: 9_448, service: ns_name("shop/cart"), port: 80 };
     assert_eq!(ports(&input), [own].into());
+}
+
+/// Envoy takes two endpoints of one address and port for one.
+#[test]
+fn services_of_one_rule_behind_one_door_have_a_lane_each() {
+    let mut input = mk_input();
+    let west = snapshot_of(input.members.get_mut(&id("west")).unwrap());
+    west.door.sni = Some(SniState { knock: Knock::Shut, ..SniState::default() });
+    for name in ["shop/a", "shop/b", "shop/c", "shop/d", "shop/e"] {
+        west.services.insert(ns_name(name), mk_service(1, 1));
+    }
+    let backends = ["shop/a", "shop/b", "shop/c", "shop/d", "shop/e"].map(|s| mk_backend(s, 1));
+    let route = mk_route("TCPRoute/shop/db", vec![mk_rule(backends)]);
+    Arc::make_mut(&mut input.policy).routes = [(route.key.clone(), Arc::new(route))].into();
+    let planned = plan(&input);
+    let passages = &planned.plans[&id("east")].peers[&id("west")].passages;
+    let ports: Vec<(String, u16)> =
+        passages.iter().map(|p| (p.service.name.to_string(), p.door_port)).collect();
+    let expected = [("a", 9_444), ("b", 9_445), ("c", 9_446), ("d", 9_447)];
+    assert_eq!(ports, expected.map(|(name, port)| (name.to_owned(), port)));
 }

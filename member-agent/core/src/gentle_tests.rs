@@ -39,8 +39,7 @@ impl World {
         self.now = self.now.plus(after_ms);
         let wanted = route(wanted);
         let (id, live) = LiveObject::of(self.live.clone(), crate::live::Keep::Whole).unwrap();
-        let change =
-            Change { id: &id, wanted: &wanted, live: &live, taken: self.taken, failover };
+        let change = Change { id: &id, wanted: &wanted, live: &live, taken: self.taken, failover };
         self.live = self.gentle.step(self.now, &change).unwrap_or(wanted);
         weights_of(&self.live)
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use fairlead_crds::keys;
 use fairlead_model::bundle::{Claim, Gate, RuleId};
 use fairlead_model::plan::{
-    LocalParent, MemberPlan, Passage, RoutePlan, RulePlan, Slot, SlotTarget,
+    LocalParent, MemberPlan, Passage, RoutePlan, RulePlan, SNI_LANES, Slot, SlotTarget,
 };
 use fairlead_model::policy::BackendTarget;
 use fairlead_model::recipe::Serve;
@@ -171,7 +171,8 @@ impl Writer<'_> {
             let subject = format!("{subject}.backendRefs[{}]", slot.backend);
             let base = written.get(usize::from(slot.backend)).filter(|base| base.is_object());
             let mut backend = base.cloned().unwrap_or_else(|| json!({}));
-            if !self.point(at, &mut backend, slot, &subject, draft) {
+            let lane = planned.lane(index);
+            if !self.point(at, &mut backend, (slot, lane), &subject, draft) {
                 continue;
             }
             if let Some(filters) = backend.get_mut("filters") {
@@ -198,7 +199,7 @@ impl Writer<'_> {
             };
             let to = match target {
                 SlotTarget::Remote { member, .. } => self
-                    .passage(member, (&service, port), Way::Sni)
+                    .passage(member, (&service, port), (Way::Sni, 0))
                     .map(|passage| NsName::new(keys::NAMESPACE, &names::passage(member, passage))),
                 SlotTarget::AsWritten | SlotTarget::Local { .. } => Some(service.clone()),
             };
@@ -214,7 +215,7 @@ impl Writer<'_> {
         &self,
         member: &MemberId,
         (service, port): (&NsName, u16),
-        way: Way,
+        (way, lane): (Way, u16),
     ) -> Option<&Passage> {
         let from = &*self.route.route.key.name.namespace;
         let passages = &self.plan.peers.get(member)?.passages;
@@ -222,6 +223,7 @@ impl Writer<'_> {
             passage.service == *service
                 && passage.port == port
                 && passage.way == way
+                && (passage.lane == lane || way == Way::Port)
                 && passage.used_from.namespace == from
         })
     }
@@ -231,7 +233,7 @@ impl Writer<'_> {
         &self,
         at: usize,
         backend: &mut Json,
-        slot: &Slot,
+        (slot, lane): (&Slot, u16),
         subject: &str,
         draft: &mut Draft,
     ) -> bool {
@@ -249,9 +251,20 @@ impl Writer<'_> {
             SlotTarget::Remote { member, service, port, app_protocol } => {
                 let kind = self.route.route.key.kind;
                 if kind.way() != Way::Header {
-                    let Some(passage) = self.passage(member, (service, *port), kind.way()) else {
-                        let message = format!("the plan has no way for {kind}s to {member}");
-                        draft.note(subject, Reason::CrossingUnsupported, message);
+                    let way = (kind.way(), lane);
+                    let Some(passage) = self.passage(member, (service, *port), way) else {
+                        let (reason, message) = match lane < SNI_LANES {
+                            true => {
+                                (Reason::CrossingUnsupported, "its door has no way there any more")
+                            }
+                            false => (
+                                Reason::NoPortLeft,
+                                "a rule leads to four services of one member at most",
+                            ),
+                        };
+                        let message =
+                            format!("{kind} to {service} in {member}: {message}; its share fails");
+                        draft.note(subject, reason, message);
                         filter::point_to_nothing(backend);
                         return true;
                     };

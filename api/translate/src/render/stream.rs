@@ -3,7 +3,7 @@
 
 use fairlead_crds::keys;
 use fairlead_model::bundle::{Claim, Gate};
-use fairlead_model::plan::{DoorPlan, DoorPort, DoorService, MemberPlan, SniDoor};
+use fairlead_model::plan::{DoorPlan, DoorPort, DoorService, MemberPlan, SNI_LANES, SniDoor};
 use fairlead_model::{Json, NsName};
 use serde_json::json;
 
@@ -21,10 +21,11 @@ pub(super) fn listeners(door: &DoorPlan) -> Vec<Json> {
             "kinds": [{"group": keys::GATEWAY_GROUP, "kind": kind}],
         })
     };
-    let sni = door.sni.iter().map(|sni| {
+    let lanes = door.sni.iter().flat_map(|sni| (0..SNI_LANES).map(|lane| (lane, sni.port + lane)));
+    let sni = lanes.map(|(lane, port)| {
         json!({
-            "name": keys::EAST_WEST_LISTENER_TLS,
-            "port": sni.port,
+            "name": keys::sni_listener(lane),
+            "port": port,
             "protocol": "TLS",
             "tls": server_certificate(),
             "allowedRoutes": allowed("TLSRoute"),
@@ -55,8 +56,13 @@ pub(super) fn render_streams(
     for own in &door.ports {
         let name = names::port_route(&own.service, own.port);
         let section = port_listener(own);
-        draft.put(route("UDPRoute", &name, &section, None, (&own.service, own.port)));
+        draft.put(route("UDPRoute", &name, &[section], None, (&own.service, own.port)));
     }
+}
+
+/// Every lane: which one is used is the entries' business.
+fn lanes() -> Vec<String> {
+    (0..SNI_LANES).map(keys::sni_listener).collect()
 }
 
 fn port_listener(own: &DoorPort) -> String {
@@ -77,8 +83,7 @@ fn render_sni(plan: &MemberPlan, sni: &SniDoor, keyring: &CapabilityKeys, draft:
             continue;
         }
         let name = names::sni_route(behind);
-        let section = keys::EAST_WEST_LISTENER_TLS;
-        let content = route("TLSRoute", &name, section, Some(hosts), (service, *port));
+        let content = route("TLSRoute", &name, &lanes(), Some(hosts), (service, *port));
         draft.put_as(content, Gate::SniDoorShut, Claim::Whole);
     }
 }
@@ -88,28 +93,31 @@ fn render_sni(plan: &MemberPlan, sni: &SniDoor, keyring: &CapabilityKeys, draft:
 fn probe(plan: &MemberPlan) -> Json {
     let agent = NsName::new(keys::NAMESPACE, keys::AGENT);
     let host = names::server_name(&plan.uid);
-    let section = keys::EAST_WEST_LISTENER_TLS;
-    route("TLSRoute", keys::ROUTE_PROBE_SNI, section, Some(vec![host]), (&agent, READINESS_PORT))
+    let hosts = Some(vec![host]);
+    route("TLSRoute", keys::ROUTE_PROBE_SNI, &lanes(), hosts, (&agent, READINESS_PORT))
 }
 
 fn route(
     kind: &str,
     name: &str,
-    section: &str,
+    sections: &[String],
     hosts: Option<Vec<String>>,
     (service, port): (&NsName, u16),
 ) -> Json {
+    let parent = |section: &String| {
+        json!({
+            "group": keys::GATEWAY_GROUP,
+            "kind": "Gateway",
+            "name": keys::EAST_WEST_GATEWAY,
+            "sectionName": section,
+        })
+    };
     let mut route = json!({
         "apiVersion": GATEWAY_API,
         "kind": kind,
         "metadata": mirrorless_metadata(name),
         "spec": {
-            "parentRefs": [{
-                "group": keys::GATEWAY_GROUP,
-                "kind": "Gateway",
-                "name": keys::EAST_WEST_GATEWAY,
-                "sectionName": section,
-            }],
+            "parentRefs": sections.iter().map(parent).collect::<Vec<_>>(),
             "rules": [{"backendRefs": [local_backend(service, port)]}],
         },
     });

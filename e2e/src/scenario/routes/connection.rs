@@ -207,8 +207,8 @@ async fn tcp(stage: &Stage<'_>) -> Result<Finding> {
             let name = if right { echo.identity.service } else { "wrong".to_owned() };
             *services.entry(name).or_default() += 1;
         }
-        let share = f64::from(services.get("echo").copied().unwrap_or_default())
-            / f64::from(CONNECTIONS);
+        let share =
+            f64::from(services.get("echo").copied().unwrap_or_default()) / f64::from(CONNECTIONS);
         holds &= (share - 0.8).abs() <= TOLERANCE && !services.contains_key("wrong");
         more.insert(side.domain().into(), json!(services));
     }
@@ -242,12 +242,11 @@ async fn same_by_tls(stage: &Stage<'_>, base: u16, host: &str, service: &str) ->
     let mut holds = true;
     let mut certificates = std::collections::BTreeSet::new();
     for side in Side::BOTH {
-        let (echo, shown) = wait::until(
-            &format!("TLS for {host}.{}", side.domain()),
-            super::LIMIT,
-            || async { by_tls(stage, base, host, side).await.map(Look::Done) },
-        )
-        .await?;
+        let (echo, shown) =
+            wait::until(&format!("TLS for {host}.{}", side.domain()), super::LIMIT, || async {
+                by_tls(stage, base, host, side).await.map(Look::Done)
+            })
+            .await?;
         holds &= echo.identity.cluster == TARGET
             && echo.identity.service == service
             && echo.gateways == 0

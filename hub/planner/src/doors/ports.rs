@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use fairlead_model::plan::DoorPort;
+use fairlead_model::plan::{DoorPort, SNI_LANES};
 use fairlead_model::policy::BackendTarget;
 use fairlead_model::snapshot::{Snapshot, WeakDoor};
 use fairlead_model::{MemberId, NsName, Reason, ServicePort, Way};
@@ -17,7 +17,7 @@ use crate::memory::DoorMemory;
 /// Ports that one door gives out at most: a Gateway has 64 listeners.
 pub(crate) const PORTS_MAX: u16 = 16;
 /// The first of them, after the door's own: after its listeners for headers and for SNI.
-const FIRST: u16 = 2;
+const FIRST: u16 = 1 + SNI_LANES;
 const UDP_ROUTE: &str = "gateway.networking.k8s.io/v1/UDPRoute";
 
 /// Gives every service that needs one a port, as far as they go.
@@ -117,9 +117,9 @@ mod tests {
     fn a_service_keeps_its_port_and_a_port_rests() {
         let (a, b, c) = (service(1), service(2), service(3));
         let first = deal(&[&a, &b].into(), &BTreeSet::new(), 15_443);
-        assert_eq!(ports_of(&first), [("s01".into(), 15_445), ("s02".into(), 15_446)]);
+        assert_eq!(ports_of(&first), [("s01".into(), 15_448), ("s02".into(), 15_449)]);
         let second = deal(&[&b, &c].into(), &first, 15_443);
-        assert_eq!(ports_of(&second), [("s02".into(), 15_446), ("s03".into(), 15_447)]);
+        assert_eq!(ports_of(&second), [("s02".into(), 15_449), ("s03".into(), 15_450)]);
     }
 
     #[test]
@@ -132,6 +132,6 @@ mod tests {
         let next = deal(&all.iter().skip(1).collect(), &dealt, 15_443);
         assert_eq!(next.len(), usize::from(PORTS_MAX));
         assert!(dealt.iter().skip(1).all(|own| next.contains(own)));
-        assert_eq!(deal(&all.iter().collect(), &BTreeSet::new(), 65_530).len(), 4);
+        assert_eq!(deal(&all.iter().collect(), &BTreeSet::new(), 65_527).len(), 4);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fairlead_model::plan::SNI_LANES;
 use fairlead_model::policy::MemberSpec;
 use fairlead_model::snapshot::{FEATURE_TLS_ROUTE_TERMINATE, Knock, Snapshot};
 use fairlead_model::{MemberId, Reason};
@@ -38,7 +39,8 @@ pub(super) fn examine(
         snapshot.door.sni.as_ref().is_some_and(|sni| sni.knock == Knock::StrangerLetIn);
     // Behind one address the next port may be another member's door.
     let is_taken = facts.iter().flat_map(|door| &door.addresses).any(|address| {
-        address_holders.get(&claim(address, port)).is_some_and(|holder| holder != id)
+        let holder = |lane| address_holders.get(&claim(address, port + lane));
+        (0..SNI_LANES).filter_map(holder).any(|holder| holder != id)
     });
     let refusal = if stranger_let_in {
         Some(Reason::StrangerLetIn)
@@ -52,9 +54,9 @@ pub(super) fn examine(
     Examined { port: Some(port), refusal }
 }
 
-/// The next port after the door's first.
-pub(crate) fn port_of(door_port: u16) -> Option<u16> {
-    door_port.checked_add(1)
+/// The next port after the door's first, if there is room for all lanes.
+fn port_of(door_port: u16) -> Option<u16> {
+    door_port.checked_add(SNI_LANES).and(door_port.checked_add(1))
 }
 
 /// Proven shut now, or before and not disproved.
