@@ -174,16 +174,13 @@ impl Absences {
             (of_stale, Kind::Ill),
         ];
         let absences = kinds.into_iter().filter_map(|(absence, kind)| Some((absence?, kind)));
-        let all = absences.map(|(absence, kind)| progress(absence, Rules { now, failback, drain_s, kind }));
+        let all = absences
+            .map(|(absence, kind)| progress(absence, Rules { now, failback, drain_s, kind }));
         answer(failback, all)
     }
 
     /// The same for traffic that enters by its own gateway: that one was never out of reach.
-    pub(crate) fn local(
-        &self,
-        (now, member): (Millis, &MemberSpec),
-        failback: Failback,
-    ) -> Answer {
+    pub(crate) fn local(&self, (now, member): (Millis, &MemberSpec), failback: Failback) -> Answer {
         let rules = Rules { now, failback, drain_s: member.drain_s, kind: Kind::Drained };
         answer(failback, self.drained.iter().map(|absence| progress(absence, rules)))
     }
@@ -236,7 +233,8 @@ fn away(absence: &Absence, rules: Rules) -> Progress {
     let (Kind::Drained, Some(since)) = (rules.kind, absence.out_since) else {
         return Progress::Out;
     };
-    let (step_ms, gone_ms) = (u64::from(rules.drain_s) * 1_000 / (STEPS - 1), rules.now.since(since));
+    let (step_ms, gone_ms) =
+        (u64::from(rules.drain_s) * 1_000 / (STEPS - 1), rules.now.since(since));
     let left = (STEPS - 1).saturating_sub(gone_ms.checked_div(step_ms).unwrap_or(STEPS));
     if left == 0 {
         return Progress::Out;

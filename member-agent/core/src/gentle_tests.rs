@@ -39,8 +39,7 @@ impl World {
         self.now = self.now.plus(after_ms);
         let wanted = route(wanted);
         let (id, live) = LiveObject::of(self.live.clone(), crate::live::Keep::Whole).unwrap();
-        let change =
-            Change { id: &id, wanted: &wanted, live: &live, taken: self.taken, failover };
+        let change = Change { id: &id, wanted: &wanted, live: &live, taken: self.taken, failover };
         self.live = self.gentle.step(self.now, &change).unwrap_or(wanted);
         weights_of(&self.live)
     }
@@ -91,7 +90,9 @@ fn others_move_on_while_one_comes_in() {
 
 #[test]
 fn what_cannot_wait_does_not() {
-    let cases: [(&str, &[u32], &[u32], bool, &[u32]); 7] = [
+    /// Name, what is there, what is wanted, whether peers are out, what is written.
+    type Case<'a> = (&'a str, &'a [u32], &'a [u32], bool, &'a [u32]);
+    let cases: [Case<'_>; 7] = [
         ("a failover takes at once", &[5_000, 5_000], &[10_000, 0], true, &[10_000, 0]),
         ("and gives at once", &[5_000, 5_000, 0], &[5_000, 0, 5_000], true, &[5_000, 0, 5_000]),
         ("nobody else serves", &[0, 0], &[5_000, 5_000], false, &[5_000, 5_000]),
