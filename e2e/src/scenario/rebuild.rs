@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use fairlead_crds::keys;
 use fairlead_model::view::StatusView;
 use serde_json::{Value, json};
 
@@ -75,6 +76,11 @@ impl Before {
         let members = dump_members(fleet.world()).await?;
         Ok(Self { members, plans, load: fleet.start_left(PATH).await? })
     }
+}
+
+/// What plans name. The agent's own note of how it stands with its hub is no object of a plan.
+fn planned(dump: &Dump) -> Dump {
+    dump.ours_but_pods().only(|key, _| !key.ends_with(keys::CONFIG_MAP_AGENT_STATE))
 }
 
 /// The plans that members hold, by (epoch, counter).
@@ -148,7 +154,7 @@ impl Stage<'_> {
         let mut objects = 0;
         let after = dump_members(fleet.world()).await?;
         for (name, dump) in &before.members {
-            let (dump, later) = (dump.ours_but_pods(), after[name].ours_but_pods());
+            let (dump, later) = (planned(dump), planned(&after[name]));
             objects += dump.len();
             let writes = dump.writes_until(&later);
             written.extend(writes.into_iter().map(|line| format!("{name}: {line}")));
