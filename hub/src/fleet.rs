@@ -144,6 +144,9 @@ impl Fleet {
         if state.registered.as_ref() == Some(members) {
             return;
         }
+        if state.registered.is_none() {
+            state.await_joined(members);
+        }
         let gone = state.gone(members);
         for member in &gone {
             state.remove(member, members.get(member).and_then(Option::as_ref));
@@ -387,7 +390,7 @@ impl Fleet {
         members.map(|member| (member.clone(), state.member(member))).collect()
     }
 
-    /// Members that were connected before the start and have not reported since.
+    /// Members that were connected, or had joined, before the start and have not reported since.
     pub fn awaited(&self) -> BTreeSet<MemberId> {
         let state = self.lock();
         let still = |(member, uid): &(&MemberId, &ClusterUid)| {
@@ -445,6 +448,17 @@ impl Live {
 }
 
 impl State {
+    /// The first look at the hub's objects: who had joined by then is awaited, also when the store
+    /// knows nothing of it. A hub that was rebuilt from a backup must not plan for half a fleet.
+    fn await_joined(&mut self, members: &BTreeMap<MemberId, Option<ClusterUid>>) {
+        for (member, uid) in members {
+            let Some(uid) = uid.as_ref().filter(|_| self.inventory.get(member).is_none()) else {
+                continue;
+            };
+            self.awaited.entry(member.clone()).or_insert_with(|| uid.clone());
+        }
+    }
+
     /// Members of which something is held and that are not registered, or belong to another cluster.
     fn gone(&self, members: &BTreeMap<MemberId, Option<ClusterUid>>) -> BTreeSet<MemberId> {
         let owner = |member: &MemberId| members.get(member).cloned().flatten();

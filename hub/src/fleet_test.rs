@@ -114,6 +114,9 @@ fn after_a_restart_stored_members_are_awaited_until_they_report() {
     let fleet = Fleet::default();
     fleet.restore(stored("east"));
     assert_eq!(fleet.is_registered(&identity("east")), None);
+    fleet.register(&registered(&["east"]));
+    assert_eq!(fleet.awaited(), [member("east")].into());
+    // Who joins later is nobody's loss.
     fleet.register(&registered(&["east", "west"]));
     assert_eq!(fleet.awaited(), [member("east")].into());
     let look = fleet.look();
@@ -128,11 +131,23 @@ fn after_a_restart_stored_members_are_awaited_until_they_report() {
 }
 
 #[test]
+fn a_hub_without_a_memory_awaits_those_who_had_joined() {
+    let fleet = Fleet::default();
+    let mut members = registered(&["east", "west"]);
+    members.insert(member("never-joined"), None);
+    fleet.register(&members);
+    assert_eq!(fleet.awaited(), [member("east"), member("west")].into());
+    let (_, _orders) = fleet.open(&mk_hello("east", 1), 2).unwrap();
+    fleet.report(&identity("east"), 2, mk_held());
+    assert_eq!(fleet.awaited(), [member("west")].into());
+}
+
+#[test]
 fn a_member_removed_while_the_hub_was_away_is_not_awaited() {
     let fleet = Fleet::default();
     fleet.restore(stored("east"));
     fleet.register(&registered(&["west"]));
-    assert!(fleet.awaited().is_empty());
+    assert!(!fleet.awaited().contains(&member("east")));
     assert_eq!(fleet.take_unstored().1, [member("east")].into());
 }
 

@@ -208,6 +208,8 @@ struct Told {
     number: PlanNumber,
     /// Its routes were said to be accepted.
     programmed: bool,
+    /// Routes that were said to be on their way.
+    moving: u32,
 }
 
 /// How a stream ends.
@@ -370,13 +372,19 @@ impl SessionTask {
         let metrics = &self.link.metrics;
         let told = self.told.filter(|told| told.number == report.number);
         // That gateways have taken it is no news of what became of the plan.
-        if told.is_none_or(|told| told.programmed == report.programmed) {
+        let same =
+            |told: Told| told.programmed == report.programmed && told.moving == report.moving;
+        if told.is_none_or(same) {
             metrics.count_applied(report);
         }
         if !report.complete || self.session.sent() != Some(report.number) {
             return;
         }
-        self.told = Some(Told { number: report.number, programmed: report.programmed });
+        self.told = Some(Told {
+            number: report.number,
+            programmed: report.programmed,
+            moving: report.moving,
+        });
         let Some(wanted) = self.link.fleet.wanted(member).filter(|_| report.written > 0) else {
             return;
         };

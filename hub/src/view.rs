@@ -92,6 +92,7 @@ impl Look<'_> {
                 .as_ref()
                 .filter(|applied| applied.refused.is_none())
                 .map(|applied| applied.number.to_string()),
+            moving: said.applied.as_ref().map_or(0, |applied| applied.moving),
             objects: count(rendered.map_or(0, |rendered| rendered.bundle.objects.len())),
             exceptions: exceptions(now),
             overlay: said.overlay.clone(),

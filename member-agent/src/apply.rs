@@ -119,6 +119,8 @@ struct Memory {
     /// Members that were out in the pass before.
     out: spans::Out,
     awaiting: Option<spans::Awaiting>,
+    /// Routes that were written and that gateways have not taken yet.
+    moving: BTreeSet<ObjectId>,
     /// The newest plan whose routes the gateways have taken.
     programmed: Option<PlanNumber>,
 }
@@ -386,6 +388,9 @@ impl Applier {
                     info!(object = %id, what = what(action), differs = differs(action), "applied");
                     self.metrics.written(what(action));
                     memory.written.insert(id.clone());
+                    if id.kind.ends_with("Route") {
+                        memory.moving.insert(id.clone());
+                    }
                 }
                 if let Some(wanted) = wanted_of(action) {
                     let settled = Settled {

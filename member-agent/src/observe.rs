@@ -284,6 +284,14 @@ impl Controllers {
         !controllers.is_empty() && controllers.iter().all(accepts)
     }
 
+    /// True while a gateway of a route has not said what it makes of it as it is now.
+    pub fn is_awaited(&self, id: &ObjectId, live: &LiveObject) -> bool {
+        let said = |controller: &&String| {
+            member::ingest_route_acceptance(&live.content, controller).is_some()
+        };
+        !self.of_route(id, live).iter().all(said)
+    }
+
     /// The controllers of a route's gateways.
     fn of_route(&self, id: &ObjectId, live: &LiveObject) -> BTreeSet<&String> {
         let text =

@@ -138,6 +138,8 @@ pub struct ApplyReport {
     pub written: u32,
     /// Routes were written for this number, and the gateways have accepted all of them.
     pub programmed: bool,
+    /// Routes that gateways have not taken yet, or whose shares are still on their way.
+    pub moving: u32,
     /// Objects that are not as the plan wants them, at most [`EXCEPTIONS_MAX`].
     pub exceptions: BTreeMap<ObjectId, Exception>,
     /// Exceptions beyond the limit.

@@ -57,6 +57,9 @@ pub struct MemberView {
     pub plan_wanted: Option<String>,
     /// The plan that the agent reported as applied.
     pub plan_applied: Option<String>,
+    /// Routes that its gateways have not taken yet, or whose shares are still on their way.
+    #[serde(default)]
+    pub moving: u32,
     /// Objects in the plan.
     pub objects: u32,
     /// What is not as planned there.

@@ -205,6 +205,7 @@ fn applied_to_pb(report: &ApplyReport) -> pb::ApplyReport {
         exceptions_more: report.exceptions_more,
         refused: report.refused.as_ref().map(exception_to_pb),
         programmed: report.programmed,
+        moving: report.moving,
     }
 }
 
@@ -224,6 +225,7 @@ fn applied_from_pb(report: pb::ApplyReport) -> ApplyReport {
         objects: report.objects,
         written: report.written,
         programmed: report.programmed,
+        moving: report.moving,
         exceptions,
         exceptions_more: report.exceptions_more.saturating_add(unread),
         refused: report.refused.map(exception_from_pb),

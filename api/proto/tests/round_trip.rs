@@ -275,6 +275,7 @@ fn every_agent_message_survives() {
             objects: 5,
             written: 2,
             programmed: true,
+            moving: 3,
             exceptions: [(ObjectId::new("", "v1", "Service", "a", "b"), exception.clone())].into(),
             exceptions_more: 1,
             refused: Some(exception),

@@ -308,14 +308,22 @@ async fn senders(hub: &HubApi<'_>, member: &str) -> Result<Vec<String>, Failure>
     Ok(senders)
 }
 
-/// Other members that have not applied their newest plan.
+/// Other members that have not applied their newest plan, or whose gateways have not taken it.
 async fn behind(hub: &HubApi<'_>, member: &str) -> Result<Vec<String>, Failure> {
-    let is_behind = |other: &fairlead_model::view::MemberView| {
-        other.plan_wanted.is_some() && other.plan_wanted != other.plan_applied
+    let behind = |other: &fairlead_model::view::MemberView| {
+        let name = &other.member;
+        if other.plan_wanted.is_some() && other.plan_wanted != other.plan_applied {
+            return Some(format!("{name} (plan not applied)"));
+        }
+        (other.moving > 0).then(|| {
+            let routes =
+                output::count(usize::try_from(other.moving).unwrap_or(usize::MAX), "route");
+            format!("{name} ({routes} on the way into its gateway)")
+        })
     };
     let members = hub.members().await?;
-    let behind = members.iter().filter(|other| is_behind(other) && other.member.as_str() != member);
-    Ok(behind.map(|other| format!("{} (plan not applied)", other.member)).collect())
+    let others = members.iter().filter(|other| other.member.as_str() != member);
+    Ok(others.filter_map(behind).collect())
 }
 
 /// Entries and routes in which the member's share is still on its way up.

@@ -96,9 +96,9 @@ impl Gentle {
         stays.map(|stay| stay.ends_at()).filter(|end| *end > now).min()
     }
 
-    /// True while something is on its way.
-    pub fn is_under_way(&self) -> bool {
-        !self.stays.is_empty()
+    /// Routes with something on its way.
+    pub fn under_way(&self) -> usize {
+        self.stays.len()
     }
 }
 

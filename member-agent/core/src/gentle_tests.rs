@@ -58,9 +58,9 @@ fn a_first_share_comes_after_a_trace_that_the_gateway_has_taken() {
     assert_eq!(world.pass(1, &[5_000, 5_000], false), [5_000, 5_000]);
     // It does not begin again while that write is on its way, and is over after it.
     assert_eq!(world.gentle.wake_at(world.now), None);
-    assert!(world.gentle.is_under_way());
+    assert_eq!(world.gentle.under_way(), 1);
     assert_eq!(world.pass(1, &[5_000, 5_000], false), [5_000, 5_000]);
-    assert!(!world.gentle.is_under_way());
+    assert_eq!(world.gentle.under_way(), 0);
 }
 
 #[test]
@@ -90,7 +90,9 @@ fn others_move_on_while_one_comes_in() {
 
 #[test]
 fn what_cannot_wait_does_not() {
-    let cases: [(&str, &[u32], &[u32], bool, &[u32]); 7] = [
+    /// Name, what is there, what is wanted, whether peers are out, what is written.
+    type Case<'a> = (&'a str, &'a [u32], &'a [u32], bool, &'a [u32]);
+    let cases: [Case<'_>; 7] = [
         ("a failover takes at once", &[5_000, 5_000], &[10_000, 0], true, &[10_000, 0]),
         ("and gives at once", &[5_000, 5_000, 0], &[5_000, 0, 5_000], true, &[5_000, 0, 5_000]),
         ("nobody else serves", &[0, 0], &[5_000, 5_000], false, &[5_000, 5_000]),
@@ -141,7 +143,7 @@ proptest! {
                 wanted[0] = 1;
             }
             world.taken = taken;
-            let (before, waited) = (weights_of(&world.live), world.gentle.is_under_way());
+            let (before, waited) = (weights_of(&world.live), world.gentle.under_way() > 0);
             let after_pass = world.pass(after, &wanted, failover);
             prop_assert!(after_pass.iter().any(|weight| *weight > 0));
             let stays = (0..3).any(|at| is_share(&before, at) && is_share(&wanted, at));
@@ -158,7 +160,7 @@ proptest! {
             world.pass(SILENCE_MS, &last, false);
         }
         prop_assert_eq!(weights_of(&world.live), last);
-        prop_assert!(!world.gentle.is_under_way());
+        prop_assert_eq!(world.gentle.under_way(), 0);
     }
 }
 

@@ -32,6 +32,7 @@ impl Applier {
             objects: count(pass.held.bundle.objects.len()),
             written: count(memory.written.len()),
             programmed: false,
+            moving: 0,
             exceptions: exceptions.into_iter().take(EXCEPTIONS_MAX).collect(),
             exceptions_more: count(more),
             refused: None,
@@ -49,6 +50,7 @@ impl Applier {
         }
         self.tell_programmed(memory);
         report.programmed = memory.programmed == Some(report.number);
+        report.moving = count(self.moving(memory));
         self.applied.send_if_modified(|held| {
             let changed = held.as_ref() != Some(&report);
             *held = Some(report);
@@ -76,6 +78,19 @@ impl Applier {
         });
     }
 
+    /// How many routes are on their way into the gateways.
+    fn moving(&self, memory: &mut Memory) -> usize {
+        let state = self.cache.read();
+        let controllers = Controllers::of(&state);
+        // A route whose gateway is nobody's is never accepted; one that says no is told as an exception.
+        let waits = |id: &ObjectId| {
+            let live = state.live.get(id).filter(|live| live.is_ours());
+            live.is_some_and(|live| controllers.is_awaited(id, live))
+        };
+        memory.moving.retain(waits);
+        memory.moving.len() + memory.gentle.under_way()
+    }
+
     /// Looks whether the gateways have taken what was written.
     fn tell_programmed(&self, memory: &mut Memory) {
         let Some(awaiting) = &mut memory.awaiting else { return };
@@ -86,7 +101,7 @@ impl Applier {
             .routes
             .retain(|id| state.live.get(id).is_some_and(|live| !controllers.is_accepted(id, live)));
         drop(state);
-        if !awaiting.routes.is_empty() || memory.gentle.is_under_way() {
+        if !awaiting.routes.is_empty() || memory.gentle.under_way() > 0 {
             return;
         }
         let now = self.clock.now();
