@@ -43,7 +43,7 @@ pub fn render(plan: &MemberPlan, keyring: &CapabilityKeys) -> (Bundle, Vec<Note>
     gateway::render_gateways(plan, &mut draft);
     route::render_routes(plan, keyring, &mut draft);
     follow::render_following(plan, &mut draft);
-    peer::render_peers(plan, &mut draft);
+    peer::render_peers(plan, keyring, &mut draft);
     if let Some(door) = &plan.door {
         door::render_door(plan, door, keyring, &mut draft);
     }
