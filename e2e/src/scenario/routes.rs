@@ -14,6 +14,7 @@ mod case;
 mod grpc;
 mod http;
 mod stream;
+mod surprise;
 mod told;
 
 use std::{net::SocketAddr, time::Duration};
@@ -131,6 +132,7 @@ async fn tell(world: &World, facts: &mut Facts) -> Result<()> {
     stream::play(&stage, facts).await;
     grpc::play(&stage, facts).await;
     told::play(&stage, facts).await;
+    surprise::play(&stage, facts).await;
     Ok(())
 }
 
