@@ -144,10 +144,8 @@ fn is_id(word: &str) -> bool {
 /// Proofs that a cell names and that do not exist. `e2e` means scenario `routes` until another one is
 /// named.
 fn absent(cell: &str) -> Vec<String> {
-    let mut absent: Vec<String> = names(cell)
-        .into_iter()
-        .filter(|name| is_golden(name) && !golden_exists(name))
-        .collect();
+    let mut absent: Vec<String> =
+        names(cell).into_iter().filter(|name| is_golden(name) && !golden_exists(name)).collect();
     let mut of = "routes".to_owned();
     for word in cell.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '/') {
         if word == "e2e" {

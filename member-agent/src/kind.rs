@@ -217,7 +217,11 @@ fn trim_route(object: &Json) -> Json {
     let matches = |rule: &Json| json!({"matches": rule.get("matches")});
     let rules: Vec<Json> = rules.into_iter().flatten().map(matches).collect();
     let (parents, hosts) = (field("parentRefs"), field("hostnames"));
-    trimmed(object, &[], json!({"spec": {"parentRefs": parents, "hostnames": hosts, "rules": rules}}))
+    trimmed(
+        object,
+        &[],
+        json!({"spec": {"parentRefs": parents, "hostnames": hosts, "rules": rules}}),
+    )
 }
 
 fn trim_place(object: &Json) -> Json {
@@ -323,5 +327,26 @@ mod tests {
         assert!(keys::member_object("east").starts_with(own::MEMBER_PREFIX));
         assert!(keys::EAST_WEST_GATEWAY.starts_with(own::EAST_WEST_PREFIX));
         assert!(keys::CONFIG_MAP_EAST_WEST_CALLERS.starts_with(own::EAST_WEST_PREFIX));
+    }
+
+    #[test]
+    fn of_a_foreign_route_what_may_take_our_requests_stays() {
+        let route = json!({
+            "apiVersion": "v1", "kind": "HTTPRoute",
+            "metadata": {"name": "a", "namespace": "shop", "creationTimestamp": "t", "annotations": {"big": "x"}},
+            "spec": {"parentRefs": [{"name": "g"}], "hostnames": ["h"], "rules": [
+                {"matches": [{"path": {"value": "/"}}], "filters": [{"type": "x"}], "backendRefs": [{"name": "b"}]}]},
+            "status": {"parents": []},
+        });
+        let kept = trim(Trim::Route, route).object;
+        assert_eq!(
+            kept,
+            json!({
+                "apiVersion": "v1", "kind": "HTTPRoute",
+                "metadata": {"name": "a", "namespace": "shop", "creationTimestamp": "t", "labels": {}},
+                "spec": {"parentRefs": [{"name": "g"}], "hostnames": ["h"], "rules": [
+                    {"matches": [{"path": {"value": "/"}}]}]},
+            })
+        );
     }
 }

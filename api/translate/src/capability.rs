@@ -143,7 +143,10 @@ mod tests {
                 assert!(step(doors).accepted().any(|epoch| epoch == current), "{newest} {doors}");
             }
         }
-        assert_eq!((step(1).current(), step(2).current(), step(3).current()), (Some(1), Some(1), Some(2)));
+        assert_eq!(
+            (step(1).current(), step(2).current(), step(3).current()),
+            (Some(1), Some(1), Some(2))
+        );
         assert_eq!(CapabilityKeys::default().current(), None);
     }
 
@@ -155,7 +158,10 @@ mod tests {
         for namespace in ["fairlead-system", "shop"] {
             assert_ne!(of(1, "u", namespace, agent, READINESS_PORT).unwrap(), readiness);
         }
-        assert_ne!(readiness_capability(&keys(), 1, &ClusterUid::new("v").unwrap()), Some(readiness));
+        assert_ne!(
+            readiness_capability(&keys(), 1, &ClusterUid::new("v").unwrap()),
+            Some(readiness)
+        );
     }
 
     #[test]

@@ -20,8 +20,8 @@ use fairlead_planner::DnsReport;
 use fairlead_translate::ingest::hub::RouteVerdict;
 use fairlead_translate::status::{
     DnsFacts, GatewayFacts, MemberCondition, MemberFacts, MemberSummary, Visible, changed,
-    dns_policy_status, gateway_class_status, gateway_status, listener_set_status, member_cluster_status, route_status,
-    traffic_policy_status,
+    dns_policy_status, gateway_class_status, gateway_status, listener_set_status,
+    member_cluster_status, route_status, traffic_policy_status,
 };
 
 use crate::conductor::Current;

@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_agent_core::own::exception;
-use fairlead_model::{ObjectId, Reason};
 use fairlead_model::bundle::Bundle;
 use fairlead_model::session::{ApplyReport, EXCEPTIONS_MAX, Exception};
+use fairlead_model::{ObjectId, Reason};
 use fairlead_telemetry::span::TraceContext;
 use tracing::info;
 

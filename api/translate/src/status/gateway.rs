@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use fairlead_crds::keys;
-use fairlead_model::{Json, Reason};
 use fairlead_model::snapshot::Address;
+use fairlead_model::{Json, Reason};
 use serde_json::json;
 
 use super::condition::{Stamp, Wanted, conditions};

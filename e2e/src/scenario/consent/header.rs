@@ -66,8 +66,7 @@ async fn paths(fleet: &Fleet<'_>) -> Result<Finding> {
 
 fn modifier(how: &str, value: &str) -> Value {
     let mut modifier = json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {}});
-    modifier["requestHeaderModifier"][how] =
-        json!([{"name": "Fairlead-Backend", "value": value}]);
+    modifier["requestHeaderModifier"][how] = json!([{"name": "Fairlead-Backend", "value": value}]);
     modifier
 }
 

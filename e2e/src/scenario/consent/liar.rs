@@ -58,9 +58,8 @@ async fn lies(fleet: &Fleet<'_>) -> Result<Snapshot> {
     let mut snapshot = Snapshot::default();
     snapshot.cluster.uid = Some(ClusterUid::new(&cluster_uid(east).await?)?);
     snapshot.cluster.gateway_api_version = Some("v1.6.1".into());
-    snapshot.namespaces = ["shop", "infra", "vault", "kube-system", keys::NAMESPACE]
-        .map(str::to_owned)
-        .into();
+    snapshot.namespaces =
+        ["shop", "infra", "vault", "kube-system", keys::NAMESPACE].map(str::to_owned).into();
     snapshot.door =
         DoorState { ca_pem: Some(GARBAGE.into()), knock: Knock::Shut, message: String::new() };
     let gateway = |role: GatewayRole| GatewayState {
@@ -94,7 +93,8 @@ async fn lies(fleet: &Fleet<'_>) -> Result<Snapshot> {
 
 fn everything() -> ServiceState {
     let counts = EndpointCounts { ready: u32::MAX, total: u32::MAX };
-    let port = PortState { name: "http".into(), protocol: "TCP".into(), app_protocol: String::new() };
+    let port =
+        PortState { name: "http".into(), protocol: "TCP".into(), app_protocol: String::new() };
     let grant = |kind| GrantFrom { kind, namespace: shop::NAMESPACE.into() };
     ServiceState {
         exported_at: Millis(1),

@@ -4,9 +4,7 @@ use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::{Value, json};
 
-use super::{
-    EAST, GATEWAY_API, LIMIT, SOUTH, THIEF, Tries, WEST, attempt, capability, entry_of,
-};
+use super::{EAST, GATEWAY_API, LIMIT, SOUTH, THIEF, Tries, WEST, attempt, capability, entry_of};
 use crate::{
     fleet::{
         Fleet,

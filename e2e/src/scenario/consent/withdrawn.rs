@@ -64,9 +64,9 @@ async fn start(fleet: &Fleet<'_>, path: &str) -> Result<Running> {
 async fn stopped(running: Running, at: Duration) -> Result<Finding> {
     wait::until("requests to be stopped", LIMIT, || async {
         let recent = running.now().saturating_sub(SILENCE);
-        let through = running.so_far().only(|sample| {
-            sample.started >= recent.max(at) && !sample.outcome.target.is_empty()
-        });
+        let through = running
+            .so_far()
+            .only(|sample| sample.started >= recent.max(at) && !sample.outcome.target.is_empty());
         let enough = running.now() >= at + SILENCE;
         Ok(match (enough, through.total()) {
             (true, 0) => Look::Done(()),
@@ -75,8 +75,7 @@ async fn stopped(running: Running, at: Duration) -> Result<Finding> {
     })
     .await?;
     let report = running.stop().await;
-    let through =
-        report.only(|sample| sample.started >= at && !sample.outcome.target.is_empty());
+    let through = report.only(|sample| sample.started >= at && !sample.outcome.target.is_empty());
     let last = through.samples().last().map_or(Duration::ZERO, |s| s.started.saturating_sub(at));
     let more = figures([
         ("last_through_ms", json!(milliseconds(last))),

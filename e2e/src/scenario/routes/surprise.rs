@@ -50,9 +50,15 @@ async fn listener_set(stage: &Stage<'_>) -> Result<Finding> {
         },
     });
     hub.apply(&set).await?;
-    let mut route = super::route("HTTPRoute", "of-set", "set", &json!([{
-        "backendRefs": [{"name": "echo"}],
-    }]), Side::Fleet);
+    let mut route = super::route(
+        "HTTPRoute",
+        "of-set",
+        "set",
+        &json!([{
+            "backendRefs": [{"name": "echo"}],
+        }]),
+        Side::Fleet,
+    );
     route["spec"]["parentRefs"] = json!([{"kind": "ListenerSet", "name": "team"}]);
     route["spec"]["hostnames"] = json!([SET_HOST]);
     hub.apply(&route).await?;
@@ -72,7 +78,8 @@ async fn listener_set(stage: &Stage<'_>) -> Result<Finding> {
         };
         let attached = status["listeners"][0]["attachedRoutes"].clone();
         let said = format!("{}, {}, attached {attached}, sets {sets}", word(0), word(1));
-        let whole = said == "Accepted=True Accepted, Programmed=True Programmed, attached 1, sets 1";
+        let whole =
+            said == "Accepted=True Accepted, Programmed=True Programmed, attached 1, sets 1";
         Ok(if whole { Look::Done(said) } else { Look::Not(said) })
     })
     .await?;
@@ -81,10 +88,7 @@ async fn listener_set(stage: &Stage<'_>) -> Result<Finding> {
     wait_set(stage, 404).await?;
     let plain = super::gateway(GATEWAY_NAMESPACE, class, Side::Fleet);
     hub.apply(&plain).await?;
-    Ok(Finding::new(
-        true,
-        figures([("live_after_s", json!(seconds(live))), ("said", json!(said))]),
-    ))
+    Ok(Finding::new(true, figures([("live_after_s", json!(seconds(live))), ("said", json!(said))])))
 }
 
 async fn wait_set(stage: &Stage<'_>, status: u16) -> Result<()> {

@@ -79,11 +79,7 @@ pub(super) async fn declare(stage: &Stage<'_>, name: &str, path: &str, rule: Val
     stage.fleet.world().hub().objects().apply(&route).await.map(drop)
 }
 
-pub(super) async fn wait_answer(
-    stage: &Stage<'_>,
-    path: &str,
-    status: u16,
-) -> Result<String> {
+pub(super) async fn wait_answer(stage: &Stage<'_>, path: &str, status: u16) -> Result<String> {
     wait::until(&format!("{path} to be answered {status}"), super::LIMIT, || async {
         let host = format!("http.{}", super::Side::Fleet.domain());
         let seen = crate::fleet::shop::ask_host(stage.entry, &host, path).await?;

@@ -59,10 +59,7 @@ pub(super) fn ingest_sets(
 }
 
 /// Gives what was decided about the listeners of sets back to them, once routes were counted.
-pub(super) fn hand_back(
-    gateway: &mut HubGateway,
-    sets: &mut BTreeMap<NsName, ListenerSetVerdict>,
-) {
+pub(super) fn hand_back(gateway: &mut HubGateway, sets: &mut BTreeMap<NsName, ListenerSetVerdict>) {
     let listeners = std::mem::take(&mut gateway.verdict.listeners);
     for (listener, door) in listeners.into_iter().zip(&gateway.doors) {
         match door.set.as_ref().and_then(|set| sets.get_mut(set)) {
@@ -167,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_gateway_and_its_sets_have_64_listeners_at_most() {
-        let listener = |n: usize| json!({"name": format!("l{n}"), "port": n + 1, "protocol": "TCP"});
+        let listener =
+            |n: usize| json!({"name": format!("l{n}"), "port": n + 1, "protocol": "TCP"});
         let meta = |name: &str| json!({"name": name, "namespace": "infra"});
         let mut objects = HubObjects::default();
         for object in [

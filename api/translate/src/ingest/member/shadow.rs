@@ -52,11 +52,15 @@ impl<'a> Shadows<'a> {
                 false => 0,
             }
         };
-        let (other, count) =
-            earlier.into_iter().map(|other| (other, shared(other))).find(|(_, count)| *count > 0)?;
+        let (other, count) = earlier
+            .into_iter()
+            .map(|other| (other, shared(other)))
+            .find(|(_, count)| *count > 0)?;
         let name = raw::ns_name(other)?;
         let what = if count == 1 { "a match".to_owned() } else { format!("{count} matches") };
-        Some(format!("{kind} {name} of this member is older and has {what} of it; it answers there"))
+        Some(format!(
+            "{kind} {name} of this member is older and has {what} of it; it answers there"
+        ))
     }
 }
 
