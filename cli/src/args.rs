@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
-    completion, drain, explain, failback, get, init, join, leave, migrate, plan, status, token,
-    top, trace,
+    backup, completion, drain, explain, failback, get, init, join, leave, migrate, plan, restore,
+    status, token, top, trace,
 };
 
 const AFTER_HELP: &str = "\
@@ -82,6 +82,10 @@ pub(crate) enum Command {
     Drain(drain::DrainArgs),
     /// Give a drained member its traffic back.
     Undrain(drain::UndrainArgs),
+    /// Save everything that the hub cannot rebuild.
+    Backup(backup::BackupArgs),
+    /// Make what a backup holds in a new hub cluster.
+    Restore(restore::RestoreArgs),
     /// Turn what other systems have into global routes, to review.
     Migrate(migrate::MigrateArgs),
     /// Show what flows at present: rates, errors and latencies by entry and target.

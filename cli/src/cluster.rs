@@ -207,7 +207,12 @@ impl Cluster {
     /// Creates an object; false when it was there already.
     pub(crate) async fn create(&self, object: &Json) -> Result<Created, Failure> {
         let id = ObjectId::of(object).expect("we built the object");
-        let kind = Kind::known(&id.api_version(), &id.kind);
+        self.create_in(&Kind::known(&id.api_version(), &id.kind), object).await
+    }
+
+    /// The same for a kind that the cluster told of.
+    pub(crate) async fn create_in(&self, kind: &Kind, object: &Json) -> Result<Created, Failure> {
+        let id = ObjectId::of(object).expect("whoever asks has looked");
         let path =
             format!("{}?fieldManager={}", kind.path(&id.namespace, ""), keys::FIELD_MANAGER_CLI);
         match self.send(Method::POST, &path, Some(object)).await {

@@ -67,6 +67,11 @@ impl Failure {
         self.exit
     }
 
+    /// The reason.
+    pub(crate) fn why(&self) -> &str {
+        &self.why
+    }
+
     /// The lines for standard error.
     pub(crate) fn for_people(&self) -> String {
         let Self { what, why, next, .. } = self;

@@ -10,6 +10,7 @@
 
 mod agent_state;
 mod args;
+mod backup;
 mod cluster;
 mod command;
 mod failure;

@@ -5,7 +5,7 @@
 //! addresses; a member is cut off by unplugging it from the bridge. Killing sends SIGKILL: nothing is
 //! flushed, closed or said good-bye to.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -94,6 +94,31 @@ impl Faults<'_> {
             Some(gateway) if !gateway.is_running() => gateway.start().await,
             _ => Ok(()),
         }
+    }
+
+    /// Loses the hub's cluster for good: its processes, its data, and the volumes of its Pods.
+    pub async fn lose_hub_cluster(&self) -> Result<()> {
+        let hub = self.0.hub();
+        let local = hub.local()?;
+        self.0.kubelet(hub.name())?.power_off().await;
+        hub.kill_processes().await?;
+        for folder in ["etcd", "claims", "pods"] {
+            let folder = local.dir().join(folder);
+            if folder.exists() {
+                fs::remove_dir_all(&folder)
+                    .with_context(|| format!("removing {}", folder.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A new and empty cluster at the address of the one that was lost.
+    pub async fn new_hub_cluster(&self) -> Result<()> {
+        let hub = self.0.hub();
+        hub.start_api().await?;
+        self.0.furnish(hub).await?;
+        self.0.kubelet(hub.name())?.power_on().await;
+        Ok(())
     }
 
     /// Kills a cluster's API server; its etcd stays.

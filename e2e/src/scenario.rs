@@ -10,6 +10,7 @@ mod dns;
 mod failover;
 mod harness;
 mod policy;
+mod rebuild;
 mod replicas;
 mod routes;
 mod spine;
@@ -130,6 +131,13 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(replicas::run(world, facts)),
+    },
+    Scenario {
+        name: "rebuild",
+        about: "the hub's cluster is lost for good, and made anew from a backup, under load",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(rebuild::run(world, facts)),
     },
     Scenario {
         name: "store",

@@ -115,6 +115,8 @@ pub struct World {
     lan: Option<Lan>,
     folder: PathBuf,
     tools: Toolbox,
+    /// How it was made; none for clusters that were there before.
+    spec: Option<WorldSpec>,
     took: std::time::Duration,
 }
 
@@ -184,7 +186,8 @@ impl World {
         }
         let took = std::time::Duration::ZERO;
         let (kubelets, backends) = (BTreeMap::new(), Backends::default());
-        Ok(Self { clusters, kubelets, backends, lan: Some(lan), folder, tools, took })
+        let spec = Some(spec.clone());
+        Ok(Self { clusters, kubelets, backends, lan: Some(lan), folder, tools, spec, took })
     }
 
     async fn start_apis(&self) -> Result<()> {
@@ -209,7 +212,8 @@ impl World {
         fs::create_dir_all(&folder).context("creating a run folder")?;
         let (kubelets, took) = (BTreeMap::new(), std::time::Duration::ZERO);
         let backends = Backends::default();
-        Ok(Self { clusters, kubelets, backends, lan: None, folder, tools, took })
+        let spec = None;
+        Ok(Self { clusters, kubelets, backends, lan: None, folder, tools, spec, took })
     }
 
     pub fn hub(&self) -> &Arc<Cluster> {
@@ -276,6 +280,14 @@ impl World {
     /// The machine's own address in the world: what runs there is reached from every cluster.
     pub fn host_address(&self) -> Result<std::net::Ipv4Addr> {
         Ok(self.lan()?.slot().host_address())
+    }
+
+    /// Brings a cluster whose API is empty to where it was when the world was new.
+    pub(crate) async fn furnish(&self, cluster: &Cluster) -> Result<()> {
+        let spec = self.spec.clone().context("this cluster was not made by the harness")?;
+        let tools = self.tools.clone();
+        let crds = tokio::task::spawn_blocking(move || Crds::read(&tools, &spec)).await??;
+        furnish(cluster, &crds).await
     }
 
     pub(crate) fn backends(&self) -> &Backends {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use fairlead_agent_core::diff::{Action, Diff, DiffInput, KindKey, Settled, Stage, diff_objects};
 use fairlead_agent_core::field::{self, Pattern};
+use fairlead_agent_core::gentle::{Change, Gentle};
 use fairlead_agent_core::live::{Keep, LiveObject};
 use fairlead_agent_core::names::{Resolved, fill_slices};
 use fairlead_agent_core::overlay::{Overlay, OverlayInput, overlay_with};
@@ -36,10 +37,11 @@ use tracing::{debug, info, warn};
 
 use crate::alone::Belief;
 use crate::api;
-use crate::cache::{Cache, Read};
+use crate::cache::{Cache, Read, State};
 use crate::clock::Clock;
 use crate::disk::KeptKnock;
 use crate::metrics::Metrics;
+use crate::observe::Controllers;
 use crate::spans;
 use crate::watch::Resources;
 use crate::write::{differs, digest_of, wanted_of, what, write};
@@ -112,6 +114,8 @@ struct Memory {
     written: BTreeSet<ObjectId>,
     /// Objects that the overlay changed in the pass before: giving back is as urgent as taking.
     overlaid: BTreeSet<ObjectId>,
+    /// Backends on their way into routes and out of them.
+    gentle: Gentle,
     /// Members that were out in the pass before.
     out: spans::Out,
     awaiting: Option<spans::Awaiting>,
@@ -184,7 +188,8 @@ impl Applier {
             }
             self.tell_overlay(&pass, &mut memory);
             self.report(&pass, &mut memory);
-            let retry = memory.failed.values().map(|failed| failed.until).min();
+            let failed = memory.failed.values().map(|failed| failed.until);
+            let retry = failed.chain(memory.gentle.wake_at(self.clock.now())).min();
             if self.wait(&mut changes, retry).await.is_err() {
                 return;
             }
@@ -216,6 +221,7 @@ impl Applier {
         let resolved = self.resolved.borrow_and_update().clone();
         fill_slices(&held.bundle, &resolved, &state.live, &mut overlay.contents);
         let (partly, absent) = leave_out_unknown(&held.bundle, &mut overlay, &memory.unknown);
+        move_gently(now, &held.bundle, &mut overlay, &overlaid, &state, &mut memory.gentle);
         let mut prepared = prepare(&held.bundle, &overlay.contents, &self.limits(&snapshot));
         for (id, why) in absent {
             prepared.wanted.remove(&id);
@@ -483,6 +489,29 @@ async fn interrupted(
         Ok(()) = held.changed() => {}
         Ok(()) = belief.changed() => {}
         else => std::future::pending().await,
+    }
+}
+
+/// Brings backends into routes and out of them by way of a trace.
+fn move_gently(
+    now: Millis,
+    bundle: &Bundle,
+    overlay: &mut Overlay,
+    overlaid: &BTreeSet<ObjectId>,
+    state: &State,
+    gentle: &mut Gentle,
+) {
+    let routes = |id: &ObjectId| id.kind.ends_with("Route") && bundle.objects.contains_key(id);
+    gentle.retain(routes);
+    let controllers = Controllers::of(state);
+    for (id, object) in bundle.objects.iter().filter(|(id, _)| id.kind.ends_with("Route")) {
+        let Some(live) = state.live.get(id).filter(|live| live.is_ours()) else { continue };
+        let wanted = overlay.contents.get(id).unwrap_or(&object.content);
+        let taken = controllers.is_accepted(id, live);
+        let change = Change { id, wanted, live, taken, failover: overlaid.contains(id) };
+        if let Some(content) = gentle.step(now, &change) {
+            overlay.contents.insert(id.clone(), content);
+        }
     }
 }
 

@@ -84,6 +84,12 @@ pub struct MemberClusterSpec {
     #[serde(default)]
     pub traffic_state: TrafficState,
 
+    /// Seconds over which a drain leads the traffic away, in five steps, so that the others can grow
+    /// into it. 0: at once.
+    #[serde(default = "drain_seconds")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub drain_seconds: i32,
+
     /// The member's door for other members.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub east_west: Option<EastWest>,
@@ -121,6 +127,13 @@ impl Location {
     pub fn is_empty(&self) -> bool {
         self.region.is_none() && self.zone.is_none()
     }
+}
+
+/// Seconds over which a drain leads traffic away unless a member says otherwise.
+pub const DRAIN_SECONDS: i32 = 10;
+
+fn drain_seconds() -> i32 {
+    DRAIN_SECONDS
 }
 
 /// Port of the doors unless a member says otherwise.

@@ -228,7 +228,7 @@ fn member_cluster_writes_what_it_read() {
     let object = yaml(
         "{apiVersion: fairlead.dev/v1alpha1, kind: MemberCluster, metadata: {name: east}, \
          spec: {clusterUID: 5b0c, location: {region: eu, zone: eu-a}, gatewayClassName: eg, \
-         trafficState: Draining, eastWest: {port: 443, addresses: [192.0.2.7]}}}",
+         trafficState: Draining, drainSeconds: 60, eastWest: {port: 443, addresses: [192.0.2.7]}}}",
     );
     let read: MemberCluster = serde_json::from_value(object.clone()).unwrap();
     assert_eq!(serde_json::to_value(read).unwrap(), object);

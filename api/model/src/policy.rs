@@ -47,6 +47,8 @@ pub struct MemberSpec {
     pub gateway_class: Option<String>,
     /// Whether it takes traffic.
     pub traffic: TrafficState,
+    /// Seconds over which its traffic is led away when it is drained.
+    pub drain_s: u32,
     /// When a person last asked to give its traffic back. Only compared with itself: another value
     /// than before is a new request, whatever the clocks.
     pub failback_asked: Option<Millis>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use fairlead_model::view::{BackendExplanation, Explanation, MemberShare};
 use fairlead_model::{MemberId, Reason};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use crate::args::Connection;
 use crate::cluster::{Cluster, NameIn, member_cluster};
@@ -24,12 +24,13 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const NAMED_MAX: usize = 5;
 
 const DRAIN_HELP: &str = "\
-Sets spec.trafficState of the MemberCluster to Draining: no entry sends anything there any more, its
-own included, and it keeps all its objects. Refused when a backend of a route would keep less than
+Sets spec.trafficState of the MemberCluster to Draining: in five steps over ten seconds its traffic goes
+to the others, until no entry sends anything there, its own included. It keeps all its objects. Refused when a backend of a route would keep less than
 --keep percent of the endpoints that serve it now.
 
 EXAMPLES
   fairlead drain eu-1 --wait
+  fairlead drain eu-1 --over 0s       # at once, not in steps
   fairlead drain eu-1 --standby       # it serves only what no other member can
   fairlead drain eu-1 --force         # even if a service runs nowhere else";
 
@@ -59,6 +60,10 @@ pub(crate) struct DrainArgs {
     /// Wait until nothing is sent there any more.
     #[arg(long)]
     wait: bool,
+    /// Lead the traffic away over that time, in five steps; 0s is at once. Kept in spec.drainSeconds of
+    /// the MemberCluster (10 s unless it says otherwise).
+    #[arg(long, value_name = "TIME", value_parser = parse_over, conflicts_with = "standby")]
+    over: Option<Duration>,
     /// Longest time to wait.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_timeout)]
     timeout: Duration,
@@ -79,6 +84,12 @@ pub(crate) struct UndrainArgs {
     timeout: Duration,
 }
 
+fn parse_over(text: &str) -> Result<Duration, String> {
+    let over = parse_timeout(text)?;
+    let fits = over <= Duration::from_secs(3_600) && over.subsec_nanos() == 0;
+    fits.then_some(over).ok_or_else(|| "whole seconds, an hour at most".to_owned())
+}
+
 /// Drains.
 pub(crate) async fn run(connection: &Connection, args: &DrainArgs) -> Result<(), Failure> {
     let steps = Steps::for_stderr();
@@ -91,7 +102,11 @@ pub(crate) async fn run(connection: &Connection, args: &DrainArgs) -> Result<(),
         false => return Err(refusal(&args.member, &lost)),
     }
     let state = if args.standby { "Standby" } else { "Draining" };
-    set_state(&cluster, &args.member, state, steps).await?;
+    let mut spec = json!({"trafficState": state});
+    if let Some(over) = args.over {
+        spec["drainSeconds"] = over.as_secs().into();
+    }
+    set_state(&cluster, &args.member, spec, steps).await?;
     if args.wait {
         wait_led_away(&hub, args.member.as_str(), args.timeout, steps).await?;
     }
@@ -107,7 +122,7 @@ pub(crate) async fn run_undrain(
     let cluster = Cluster::open(connection).await?;
     let hub = HubApi::new(&cluster, &connection.namespace);
     check_known(&hub, &args.member).await?;
-    set_state(&cluster, &args.member, "Active", steps).await?;
+    set_state(&cluster, &args.member, json!({"trafficState": "Active"}), steps).await?;
     if args.wait {
         wait_given_back(&hub, &args.member, args.timeout, steps).await?;
     }
@@ -127,11 +142,12 @@ async fn check_known(hub: &HubApi<'_>, member: &MemberId) -> Result<(), Failure>
 async fn set_state(
     cluster: &Cluster,
     member: &MemberId,
-    state: &str,
+    spec: Json,
     steps: Steps,
 ) -> Result<(), Failure> {
     let name = NameIn { namespace: "", name: member.as_str() };
-    cluster.merge(&member_cluster(), &name, &json!({"spec": {"trafficState": state}})).await?;
+    let state = spec["trafficState"].as_str().unwrap_or_default().to_owned();
+    cluster.merge(&member_cluster(), &name, &json!({"spec": spec})).await?;
     steps.done(format!("MemberCluster {member}: trafficState {state}"));
     Ok(())
 }
@@ -332,7 +348,6 @@ async fn returning(hub: &HubApi<'_>, member: &MemberId) -> Result<Vec<String>, F
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use fairlead_crds::keys;
-    use fairlead_model::Json;
 
     use super::*;
     use crate::fake::Fake;
@@ -420,7 +435,8 @@ mod tests {
         assert!(failure.contains("0 of 2 ready endpoints of shop/cart:80"), "{failure}");
         assert!(fake.writes().is_empty());
         assert!(check_known(&hub, &MemberId::new("nobody").unwrap()).await.is_err());
-        set_state(&cluster, &south, "Draining", Steps::Silent).await.unwrap();
+        let spec = json!({"trafficState": "Draining"});
+        set_state(&cluster, &south, spec, Steps::Silent).await.unwrap();
         assert_eq!(fake.writes(), ["merge MemberCluster/south"]);
     }
 }

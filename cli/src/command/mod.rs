@@ -2,6 +2,7 @@
 //!
 //! Each reads its arguments, asks the cluster, decides in plain functions, and prints.
 
+pub(crate) mod backup;
 pub(crate) mod completion;
 pub(crate) mod drain;
 pub(crate) mod explain;
@@ -12,6 +13,7 @@ pub(crate) mod join;
 pub(crate) mod leave;
 pub(crate) mod migrate;
 pub(crate) mod plan;
+pub(crate) mod restore;
 pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod top;
@@ -35,6 +37,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Failback(args) => failback::run(connection, &args).await,
         Command::Drain(args) => drain::run(connection, &args).await,
         Command::Undrain(args) => drain::run_undrain(connection, &args).await,
+        Command::Backup(args) => backup::run(connection, &args).await,
+        Command::Restore(args) => restore::run(connection, &args).await,
         Command::Migrate(args) => migrate::run(connection, &args).await,
         Command::Plan(args) => plan::run(&args),
         Command::Top(args) => top::run(connection, &args).await,

@@ -79,6 +79,12 @@ impl Dump {
         self.only(|_, object| is_ours(object))
     }
 
+    /// The same without what a kubelet and the controllers write because a process restarted.
+    #[must_use]
+    pub fn ours_but_pods(&self) -> Self {
+        self.only(|key, object| is_ours(object) && !is_of_a_pod(key))
+    }
+
     /// What does not.
     #[must_use]
     pub fn foreign(&self) -> Self {
@@ -112,6 +118,17 @@ impl Dump {
         };
         keys.into_iter().filter_map(line).collect()
     }
+}
+
+fn is_of_a_pod(key: &str) -> bool {
+    [
+        "Pod ",
+        "Deployment.apps ",
+        "EndpointSlice.discovery.k8s.io fairlead-system/fairlead-",
+        "Endpoints ",
+    ]
+    .iter()
+    .any(|prefix| key.starts_with(prefix))
 }
 
 /// The key of an object in a dump.

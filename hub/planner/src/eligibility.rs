@@ -64,10 +64,20 @@ fn local(
     use_: &Use<'_>,
     absences: Option<&Absences>,
 ) -> Answer {
+    let given = |a: &Absences| a.local((fleet.now, member.spec), use_.failback);
+    let given = absences.map_or(Answer::Able, given);
     match member.spec.traffic {
-        TrafficState::Draining => Answer::Out(Reason::Drained),
-        TrafficState::Active | TrafficState::Standby => {
-            absences.map_or(Answer::Able, |absences| absences.local(fleet.now, use_.failback))
+        TrafficState::Draining => led_away(given),
+        TrafficState::Active | TrafficState::Standby => given,
+    }
+}
+
+/// A drained member has what the steps of its drain leave it.
+fn led_away(given: Answer) -> Answer {
+    match given {
+        Answer::Ramping(ramp) => Answer::Ramping(ramp),
+        Answer::Able | Answer::Waiting(_) | Answer::Out(_) | Answer::No(_) => {
+            Answer::Out(Reason::Drained)
         }
     }
 }
@@ -84,8 +94,11 @@ fn remote(
     if !use_.route.kind.has_headers() {
         return Answer::No(Reason::CrossingUnsupported);
     }
+    let given = |a: &Absences| a.remote((fleet.now, member.spec), use_.failback, use_.stale);
+    let given = absences.map_or(Answer::Able, given);
     if member.spec.traffic == TrafficState::Draining {
-        return Answer::Out(Reason::Drained);
+        let healthy = !is_stale(fleet, member, use_) && member.ill(fleet.now).is_none();
+        return if healthy { led_away(given) } else { Answer::Out(Reason::Drained) };
     }
     if is_stale(fleet, member, use_) {
         return Answer::Out(Reason::StaleInventory);
@@ -93,7 +106,7 @@ fn remote(
     if let Some(reason) = member.ill(fleet.now) {
         return Answer::Out(reason);
     }
-    absences.map_or(Answer::Able, |a| a.remote(fleet.now, use_.failback, use_.stale))
+    given
 }
 
 fn is_stale(fleet: &Fleet<'_>, member: &Member<'_>, use_: &Use<'_>) -> bool {

@@ -212,6 +212,10 @@ impl BackendView<'_> {
                 let (next, full) = (time_of_day(next_at), time_of_day(full_at));
                 format!("; {percent} % of its part now, the next step at {next}, all at {full}")
             }
+            (Reason::Drained, Some(Answer::Ramping(Ramp { percent, next_at, full_at }))) => {
+                let (next, gone) = (time_of_day(next_at), time_of_day(full_at));
+                format!("; {percent} % of its part still, the next step at {next}, none at {gone}")
+            }
             (Reason::Recovering, Some(Answer::Waiting(_))) if share > 0 => {
                 "; nobody else can serve, so it does not wait".to_owned()
             }
@@ -243,7 +247,10 @@ impl BackendView<'_> {
             return match place.state {
                 _ if candidate.ready == 0 => Reason::NothingReadyAnywhere,
                 _ if candidate.ramp_percent == 0 => Reason::Recovering,
-                _ if candidate.ramp_percent < 100 => Reason::Ramping,
+                _ if candidate.ramp_percent < 100 => match place.traffic {
+                    TrafficState::Draining => Reason::Drained,
+                    TrafficState::Active | TrafficState::Standby => Reason::Ramping,
+                },
                 MemberState::AgentLost => Reason::AgentLost,
                 MemberState::Suspect => Reason::Suspect,
                 MemberState::Recovering => Reason::Recovering,

@@ -1,4 +1,5 @@
-//! Giving traffic back: who was out, since when it is back, and how much it is given by now.
+//! Giving traffic back, and leading it away on request: who was out, since when it is back, and how
+//! much it is given by now.
 //!
 //! A member that was out of health waits until it was back for a while, then gets its traffic in at
 //! most five steps; one that a person had drained needs no wait, for nothing was wrong with it. With
@@ -11,12 +12,17 @@
 //!   └───────────────┴──────────── out again ─────────┘
 //! ```
 //!
+//! A drain goes the same way down: 80 % at once, and nothing after `drain_s`. A member that was not
+//! whole when it was drained goes out at once, and so does one of which the last plan knows nothing.
+//!
 //! Waiting is [`Answer::Waiting`] and not out: it ends at once when nobody else can serve.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_model::health::{MemberState, Reach};
-use fairlead_model::policy::{Failback, FailbackMode, Policy, StaleMember, TrafficState};
+use fairlead_model::policy::{
+    Failback, FailbackMode, MemberSpec, Policy, StaleMember, TrafficState,
+};
 use fairlead_model::{MemberId, Millis, Reason};
 
 use crate::fleet::Member;
@@ -58,6 +64,7 @@ enum Progress {
 struct Rules {
     now: Millis,
     failback: Failback,
+    drain_s: u32,
     kind: Kind,
 }
 
@@ -89,7 +96,13 @@ pub(crate) fn settle(
     let mut failbacks = Failbacks::default();
     for (id, member) in members {
         let before = memory.absences.get(id).unwrap_or(&none);
-        let step = Step { now, configs: &configs, asked: member.spec.failback_asked };
+        let step = Step {
+            now,
+            configs: &configs,
+            asked: member.spec.failback_asked,
+            drain_s: member.spec.drain_s,
+            is_whole: memory.counts.contains_key(id) && *before == none,
+        };
         let after = Absences {
             ill: step.of(before.ill, Kind::Ill, illness(member, now)),
             drained: step.of(before.drained, Kind::Drained, drain(member)),
@@ -144,7 +157,13 @@ pub(crate) fn without_new_absences(
 
 impl Absences {
     /// What a member that is able otherwise may be given for traffic that comes by its door.
-    pub(crate) fn remote(&self, now: Millis, failback: Failback, stale: StaleMember) -> Answer {
+    pub(crate) fn remote(
+        &self,
+        (now, member): (Millis, &MemberSpec),
+        failback: Failback,
+        stale: StaleMember,
+    ) -> Answer {
+        let drain_s = member.drain_s;
         let of_stale = match stale {
             StaleMember::Keep => None,
             StaleMember::DrainAfter(seconds) => self.stale.get(&seconds),
@@ -155,13 +174,14 @@ impl Absences {
             (of_stale, Kind::Ill),
         ];
         let absences = kinds.into_iter().filter_map(|(absence, kind)| Some((absence?, kind)));
-        let all = absences.map(|(absence, kind)| progress(absence, Rules { now, failback, kind }));
+        let all = absences
+            .map(|(absence, kind)| progress(absence, Rules { now, failback, drain_s, kind }));
         answer(failback, all)
     }
 
     /// The same for traffic that enters by its own gateway: that one was never out of reach.
-    pub(crate) fn local(&self, now: Millis, failback: Failback) -> Answer {
-        let rules = Rules { now, failback, kind: Kind::Drained };
+    pub(crate) fn local(&self, (now, member): (Millis, &MemberSpec), failback: Failback) -> Answer {
+        let rules = Rules { now, failback, drain_s: member.drain_s, kind: Kind::Drained };
         answer(failback, self.drained.iter().map(|absence| progress(absence, rules)))
     }
 }
@@ -192,7 +212,7 @@ fn answer(failback: Failback, all: impl Iterator<Item = Progress>) -> Answer {
 }
 
 fn progress(absence: &Absence, rules: Rules) -> Progress {
-    let Some(back) = absence.back_since else { return Progress::Out };
+    let Some(back) = absence.back_since else { return away(absence, rules) };
     let asked = absence.asked_since.map(|asked| asked.max(back));
     let start = match (rules.kind, rules.failback.mode) {
         (Kind::Drained, _) => Some(back),
@@ -207,6 +227,23 @@ fn progress(absence: &Absence, rules: Rules) -> Progress {
         Some(start) if rules.now < start => Progress::Waiting(Some(start)),
         Some(start) => ramp(start, rules.failback.ramp_s, rules.now),
     }
+}
+
+fn away(absence: &Absence, rules: Rules) -> Progress {
+    let (Kind::Drained, Some(since)) = (rules.kind, absence.out_since) else {
+        return Progress::Out;
+    };
+    let (step_ms, gone_ms) =
+        (u64::from(rules.drain_s) * 1_000 / (STEPS - 1), rules.now.since(since));
+    let left = (STEPS - 1).saturating_sub(gone_ms.checked_div(step_ms).unwrap_or(STEPS));
+    if left == 0 {
+        return Progress::Out;
+    }
+    Progress::Ramping(Ramp {
+        percent: u8::try_from(left * 100 / STEPS).expect("less than a hundred"),
+        next_at: since.plus((STEPS - left) * step_ms),
+        full_at: since.plus((STEPS - 1) * step_ms),
+    })
 }
 
 fn ramp(start: Millis, ramp_s: u32, now: Millis) -> Progress {
@@ -228,6 +265,9 @@ struct Step<'a> {
     now: Millis,
     configs: &'a BTreeSet<Failback>,
     asked: Option<Millis>,
+    drain_s: u32,
+    /// The plan before knew it, and had given it all.
+    is_whole: bool,
 }
 
 impl Step<'_> {
@@ -235,9 +275,12 @@ impl Step<'_> {
     fn of(&self, before: Option<Absence>, kind: Kind, presence: Presence) -> Option<Absence> {
         let next = match (presence, before) {
             (Presence::Out, Some(before)) if before.back_since.is_none() => before,
-            (Presence::Out, _) => {
-                Absence { back_since: None, asked_before: self.asked, asked_since: None }
-            }
+            (Presence::Out, _) => Absence {
+                out_since: self.is_whole.then_some(self.now),
+                back_since: None,
+                asked_before: self.asked,
+                asked_since: None,
+            },
             (Presence::Doubtful | Presence::Here, None) => return None,
             (Presence::Doubtful, Some(before)) if self.has_begun(&before, kind) => before,
             (Presence::Doubtful, Some(before)) => Absence { back_since: None, ..before },
@@ -254,8 +297,9 @@ impl Step<'_> {
     }
 
     fn progress(&self, absence: &Absence, kind: Kind) -> impl Iterator<Item = Progress> {
-        let (now, absence) = (self.now, *absence);
-        self.configs.iter().map(move |f| progress(&absence, Rules { now, failback: *f, kind }))
+        let (now, drain_s, absence) = (self.now, self.drain_s, *absence);
+        let rules = move |failback: &Failback| Rules { now, failback: *failback, drain_s, kind };
+        self.configs.iter().map(move |failback| progress(&absence, rules(failback)))
     }
 
     fn has_begun(&self, absence: &Absence, kind: Kind) -> bool {

@@ -97,6 +97,8 @@ impl Absences {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Absence {
+    /// Since when it is led away, if that is done in steps.
+    pub out_since: Option<Millis>,
     /// Since when it is back; none = it is out.
     pub back_since: Option<Millis>,
     /// The request for failback that was known when it went out: only another one counts.

@@ -120,6 +120,58 @@ fn an_undrained_member_ramps_at_its_own_entry_too() {
     assert_eq!(share(&step(&mut input), "west", "west"), 10_000);
 }
 
+fn set_drain(input: &mut FleetInput, name: &str, seconds: u32) {
+    let members = &mut Arc::make_mut(&mut input.policy).members;
+    members.get_mut(&id(name)).unwrap().drain_s = seconds;
+    set_traffic(input, name, TrafficState::Draining);
+}
+
+#[test]
+fn a_drained_member_is_led_away_in_five_steps() {
+    let mut input = mk_input(mk_auto(30, 60));
+    step(&mut input);
+    set_drain(&mut input, "west", 8);
+    let want = [(0, 2_857), (2_000, 2_308), (4_000, 1_666), (6_000, 909), (8_000, 0)];
+    assert_eq!(series(&mut input), want);
+    assert_eq!(share(&step(&mut input), "west", "west"), 0);
+}
+
+#[test]
+fn a_drained_member_leads_away_at_its_own_entry_too() {
+    let mut input = mk_input(mk_auto(30, 60));
+    step(&mut input);
+    set_drain(&mut input, "west", 8);
+    let mut own = vec![share(&step(&mut input), "west", "west")];
+    for _ in 0..4 {
+        input.now = input.now.plus(2_000);
+        own.push(share(&step(&mut input), "west", "west"));
+    }
+    // A tier is healthy enough with 70 percent.
+    assert_eq!(own, [10_000, 8_572, 5_714, 2_857, 0]);
+}
+
+#[test]
+fn a_drain_that_cannot_wait_is_done_at_once() {
+    let drained = |input: &mut FleetInput| {
+        set_drain(input, "west", 8);
+        share(&step(input), "north", "west")
+    };
+    let mut unknown = mk_input(mk_auto(30, 60));
+    assert_eq!(drained(&mut unknown), 0, "the plan before did not know it");
+    let mut ill = mk_input(mk_auto(30, 60));
+    step(&mut ill);
+    set_state(&mut ill, "west", MemberState::Down);
+    assert_eq!(drained(&mut ill), 0, "it is out of health");
+    let mut returning = lost_and_back(mk_auto(0, 60));
+    assert_eq!(share(&step(&mut returning), "north", "west"), 909);
+    assert_eq!(drained(&mut returning), 0, "it was on its way back");
+    let mut hurried = mk_input(mk_auto(30, 60));
+    step(&mut hurried);
+    assert_eq!(drained(&mut hurried), 2_857);
+    set_drain(&mut hurried, "west", 0);
+    assert_eq!(share(&step(&mut hurried), "north", "west"), 0, "somebody is in a hurry now");
+}
+
 #[test]
 fn by_hand_nothing_happens_until_a_person_asks() {
     let mut input = lost_and_back(Failback { mode: FailbackMode::Manual, after_s: 0, ramp_s: 40 });

@@ -11,6 +11,7 @@ pub mod clusterset;
 pub mod diff;
 pub mod dns;
 pub mod field;
+pub mod gentle;
 pub mod live;
 pub mod names;
 pub mod overlay;

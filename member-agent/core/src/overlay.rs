@@ -162,12 +162,12 @@ fn live_weights(planned: &Json, live: &Json, rule: u16) -> Option<Vec<u32>> {
     (same && weights.iter().any(|weight| *weight > 0)).then_some(weights)
 }
 
-fn refs_of(route: &Json, rule: u16) -> Option<&Vec<Json>> {
+pub(crate) fn refs_of(route: &Json, rule: u16) -> Option<&Vec<Json>> {
     route.pointer(&format!("/spec/rules/{rule}/backendRefs"))?.as_array()
 }
 
 /// What a backendRef names, with the API's defaults; without weight and filters.
-fn target_of(backend: &Json) -> [Option<&Json>; 5] {
+pub(crate) fn target_of(backend: &Json) -> [Option<&Json>; 5] {
     let some =
         |key: &str, default: &str| backend.get(key).filter(|value| value.as_str() != Some(default));
     [
@@ -179,7 +179,7 @@ fn target_of(backend: &Json) -> [Option<&Json>; 5] {
     ]
 }
 
-fn weight_of(backend: &Json) -> u32 {
+pub(crate) fn weight_of(backend: &Json) -> u32 {
     let weight = backend.get("weight").map_or(Some(1), Json::as_u64);
     weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1)
 }

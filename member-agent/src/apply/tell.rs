@@ -86,7 +86,7 @@ impl Applier {
             .routes
             .retain(|id| state.live.get(id).is_some_and(|live| !controllers.is_accepted(id, live)));
         drop(state);
-        if !awaiting.routes.is_empty() {
+        if !awaiting.routes.is_empty() || memory.gentle.is_under_way() {
             return;
         }
         let now = self.clock.now();

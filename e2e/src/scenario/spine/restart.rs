@@ -87,9 +87,7 @@ impl Before {
         let mut rewritten = Vec::new();
         let mut objects = 0;
         for (member, before) in &self.members {
-            let (before, after) = (before.ours(), after[member].ours());
-            let before = before.only(|key, _| !is_of_a_pod(key));
-            let after = after.only(|key, _| !is_of_a_pod(key));
+            let (before, after) = (before.ours_but_pods(), after[member].ours_but_pods());
             objects += before.len();
             let writes = before.writes_until(&after);
             rewritten.extend(writes.into_iter().map(|line| format!("{member}: {line}")));
@@ -111,16 +109,4 @@ impl Before {
             ]),
         ))
     }
-}
-
-/// What a kubelet and the controllers write because a process restarted is not ours.
-fn is_of_a_pod(key: &str) -> bool {
-    [
-        "Pod ",
-        "Deployment.apps ",
-        "EndpointSlice.discovery.k8s.io fairlead-system/fairlead-",
-        "Endpoints ",
-    ]
-    .iter()
-    .any(|prefix| key.starts_with(prefix))
 }

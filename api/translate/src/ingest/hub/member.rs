@@ -51,6 +51,7 @@ fn ingest_member(name: &str, object: &Json) -> Result<(MemberId, MemberSpec), St
                 fairlead_crds::TrafficState::Draining => TrafficState::Draining,
                 fairlead_crds::TrafficState::Standby => TrafficState::Standby,
             },
+            drain_s: u32::try_from(spec.drain_seconds).unwrap_or(0),
             failback_asked: raw::annotation(object, keys::FAILBACK).and_then(raw::millis),
             door_port: door_port.unwrap_or(default_port),
             door_addresses: addresses.iter().map(|address| Address::of(address)).collect(),
