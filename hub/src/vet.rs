@@ -49,7 +49,7 @@ fn unusable_ca(pem: &str) -> Option<String> {
         return Some("has text around it".into());
     }
     match x509_parser::certificate::X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => {
+        Ok(([], certificate)) => {
             if !certificate.is_ca() {
                 return Some("is no certificate of an authority".into());
             }

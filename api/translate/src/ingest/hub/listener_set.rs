@@ -144,8 +144,12 @@ fn settle_in(listener: &mut Json, namespace: &str) {
             reference.entry("namespace").or_insert_with(|| namespace.into());
         }
     }
-    let from = raw::text(listener, "/allowedRoutes/namespaces/from");
-    if from.is_none_or(|from| from == "Same") {
+    // What cannot be read lets nobody in, and stays as it is.
+    let is_same = match listener.pointer("/allowedRoutes/namespaces/from") {
+        None | Some(Json::Null) => true,
+        Some(from) => from == "Same",
+    };
+    if is_same {
         if !listener["allowedRoutes"].is_object() {
             listener["allowedRoutes"] = json!({});
         }
