@@ -4,7 +4,10 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use fairlead_crds::keys;
+use http::Request;
+use http_body_util::Empty;
 use serde_json::{Value, json};
 
 use super::{
@@ -12,6 +15,7 @@ use super::{
     told::{declare, next_second, wait_answer},
 };
 use crate::{
+    echo::Answer,
     fleet::shop,
     net,
     object::ObjectKey,
@@ -31,6 +35,8 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) {
     } else {
         facts.skip("t9", name, "this machine has no nft");
     }
+    let name = "behind two gateways the service learns of each, and one request id";
+    facts.look("t10", name, hops(stage)).await;
 }
 
 const SET_HOST: &str = "set.other.test";
@@ -207,4 +213,33 @@ async fn set_door(stage: &Stage<'_>, addresses: &Value) -> Result<()> {
         object["spec"] = json!({"eastWest": {"addresses": addresses}});
     }
     stage.fleet.world().hub().objects().apply(&object).await.map(drop)
+}
+
+/// The client claims an address and an id; every gateway adds who called it.
+async fn hops(stage: &Stage<'_>) -> Result<Finding> {
+    const PATH: &str = "/hops";
+    const CLAIMED: &str = "203.0.113.7";
+    declare(stage, "hops", PATH, json!({"backendRefs": [{"name": "echo"}]})).await?;
+    wait_answer(stage, PATH, 200).await?;
+    let request = Request::get(PATH)
+        .header("host", format!("http.{}", Side::Fleet.domain()))
+        .header("x-forwarded-for", CLAIMED)
+        .header("x-request-id", "00000000-0000-4000-8000-000000000000")
+        .body(Empty::<Bytes>::new())?;
+    let answer = crate::http1::send(stage.entry, request).await?;
+    let echo: Answer = serde_json::from_slice(answer.body()).context("no echo answered")?;
+    let header = |name: &str| echo.headers.get(name).cloned().unwrap_or_default().join(", ");
+    let (forwarded, id) = (header("x-forwarded-for"), header("x-request-id"));
+    let hops: Vec<&str> = forwarded.split(',').map(str::trim).collect();
+    let entry = stage.fleet.world().member(ENTRY)?.gateway_addr().await?.to_string();
+    // What a client claims comes first: count hops from the end.
+    let holds = hops.len() == 3
+        && hops.first() == Some(&CLAIMED)
+        && hops.last() == Some(&entry.as_str())
+        && !id.is_empty()
+        && !id.contains(',');
+    Ok(Finding::new(
+        holds,
+        figures([("x_forwarded_for", json!(forwarded)), ("x_request_id", json!(id))]),
+    ))
 }
