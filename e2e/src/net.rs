@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -367,6 +367,21 @@ pub fn batch(namespace: &str, lines: &[String]) -> Result<()> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         bail!("ip in {namespace} failed: {said}\nlines:\n{}", lines.join("\n"));
     }
+    Ok(())
+}
+
+/// Gives rules to nftables in a namespace.
+pub fn nft(namespace: &str, rules: &str) -> Result<()> {
+    let mut child = Command::new("ip")
+        .args(["netns", "exec", namespace, "nft", "-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("starting nft")?;
+    let mut stdin = child.stdin.take().context("nft has no input")?;
+    stdin.write_all(rules.as_bytes()).context("writing to nft")?;
+    drop(stdin);
+    let status = child.wait().context("waiting for nft")?;
+    ensure!(status.success(), "nft in {namespace} failed:\n{rules}");
     Ok(())
 }
 

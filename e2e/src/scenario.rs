@@ -4,6 +4,7 @@
 //! one. Adding one is a module and a line in [`ALL`].
 
 mod badinput;
+mod consent;
 mod crossing;
 mod dns;
 mod failover;
@@ -101,6 +102,13 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(policy::run(world, facts)),
+    },
+    Scenario {
+        name: "consent",
+        about: "whatever is forged, claimed or named, only what was exported and granted is reached",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(consent::run(world, facts)),
     },
     Scenario {
         name: "traces",

@@ -6,8 +6,12 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Empty;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::ring};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
@@ -31,11 +35,26 @@ impl Knock<'_> {
         http1::send_over(self.connect().await?, request).await
     }
 
+    /// The same as somebody who does not care whose certificate the other side shows.
+    pub async fn request_unchecked(
+        &self,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<Response<Bytes>> {
+        let mut config = self.config()?;
+        let anybody = Anybody(Arc::new(ring::default_provider()));
+        config.dangerous().set_certificate_verifier(Arc::new(anybody));
+        http1::send_over(self.connect_with(config).await?, request).await
+    }
+
     pub async fn connect(&self) -> Result<TlsStream<TcpStream>> {
+        self.connect_with(self.config()?).await
+    }
+
+    async fn connect_with(&self, config: ClientConfig) -> Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(self.address).await;
         let stream = stream.with_context(|| format!("connecting to {}", self.address))?;
         let name = ServerName::try_from(self.name.to_owned()).context("a name to ask for")?;
-        let connector = TlsConnector::from(Arc::new(self.config()?));
+        let connector = TlsConnector::from(Arc::new(config));
         connector.connect(name, stream).await.context("shaking hands")
     }
 
@@ -74,6 +93,45 @@ pub fn acceptor(leaf: &Leaf) -> Result<TlsAcceptor> {
         .with_single_cert(chain, key)
         .context("using a certificate")?;
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Takes any server for the one that was asked for.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// The TLS alert that ended a connection, if one did: `CertificateRequired`, for example.

@@ -297,7 +297,7 @@ impl Fleet {
 
     /// A snapshot was taken in.
     pub fn report(&self, identity: &Identity, epoch: u64, held: Held) {
-        let (snapshot, notes) = fairlead_proto::ledger::ledger_to_snapshot(&held.ledger);
+        let (snapshot, notes) = crate::vet::snapshot_of(&identity.uid, &held.ledger);
         let report = Report {
             uid: identity.uid.clone(),
             order: ReportOrder { epoch, number: held.number },

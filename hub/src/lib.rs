@@ -35,6 +35,7 @@ pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod traffic;
+pub mod vet;
 pub mod view;
 pub mod visible;
 pub mod watch;

@@ -273,7 +273,7 @@ fn read_report(
         tracing::warn!(%member, "dropped a stored snapshot that was written in part");
         return Ok(None);
     }
-    let (snapshot, notes) = fairlead_proto::ledger::ledger_to_snapshot(&ledger);
+    let (snapshot, notes) = crate::vet::snapshot_of(&record.uid, &ledger);
     Ok(Some(Report {
         uid: record.uid.clone(),
         order: ReportOrder { epoch: record.epoch, number: record.number },

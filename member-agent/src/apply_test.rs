@@ -291,6 +291,7 @@ fn split() -> Bundle {
         port: 15443,
         server_name: "door".to_owned(),
         ca_pem: String::new(),
+        readiness: fairlead_model::bundle::Capability::default(),
     };
     Bundle {
         objects: [(id.clone(), BundleObject { content, gate: Gate::Open, claim: Claim::Whole })]

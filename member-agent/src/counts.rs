@@ -15,7 +15,7 @@ use fairlead_agent_core::readiness::{
     ASK_BYTES_PER_MS, ASK_PERIOD_MS, ASK_WAIT_MS, Counts, Readiness,
 };
 use fairlead_crds::keys;
-use fairlead_model::bundle::Peer;
+use fairlead_model::bundle::{Capability, Peer};
 use fairlead_model::snapshot::{EndpointCounts, Snapshot};
 use fairlead_model::{MemberId, NsName};
 use tokio::sync::{mpsc, watch};
@@ -136,7 +136,9 @@ impl Asker {
             match tls::client_config(&trust, Some(&crossing.client), &["http/1.1"]) {
                 Ok(config) => {
                     let link = Link::new(peer.clone(), Arc::new(config));
-                    let task = tokio::spawn(ask_peer(member.clone(), link, say.clone()));
+                    let capability = peer.readiness.clone();
+                    let asking = ask_peer(member.clone(), link, capability, say.clone());
+                    let task = tokio::spawn(asking);
                     let running_as = (peer.clone(), crossing.clone(), task.abort_handle());
                     running.insert(member.clone(), running_as);
                 }
@@ -146,11 +148,18 @@ impl Asker {
     }
 }
 
-async fn ask_peer(member: MemberId, mut link: Link, say: mpsc::Sender<(MemberId, Services)>) {
+async fn ask_peer(
+    member: MemberId,
+    mut link: Link,
+    capability: Capability,
+    say: mpsc::Sender<(MemberId, Services)>,
+) {
     let (mut last, mut seen) = (None, None::<String>);
     loop {
         let asked = Instant::now();
-        let question = Question { path: keys::PATH_READINESS, seen: seen.as_deref() };
+        let seen_before = seen.as_deref();
+        let question =
+            Question { path: keys::PATH_READINESS, seen: seen_before, capability: &capability.0 };
         let bytes = match tokio::time::timeout(TIMEOUT, link.read(question)).await {
             Ok(Ok(Answer { status: 304, .. })) => 0,
             Ok(Ok(Answer { status: 200, body, tag })) => {

@@ -4,6 +4,10 @@
 
 use std::sync::atomic::Ordering;
 
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
 use fairlead_model::snapshot::{Address, Consent, ServiceState};
 use fairlead_translate::names;
 
@@ -28,6 +32,15 @@ fn cart() -> NsName {
     NsName::new("shop", "cart")
 }
 
+const CAPABILITY: &str = "opens";
+
+async fn only_peers(request: Request, next: Next) -> Response {
+    match request.headers().get(keys::HEADER_BACKEND) {
+        Some(value) if value == CAPABILITY => next.run(request).await,
+        _ => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
 fn ready(ready: u32) -> Option<Arc<Snapshot>> {
     let zones = [("a".to_owned(), EndpointCounts { ready, total: 2 })].into();
     let service = ServiceState { consent: Consent::Given, zones, ..ServiceState::default() };
@@ -42,7 +55,9 @@ impl World {
         let (snapshot, serves) = watch::channel(ready(2));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap();
-        tokio::spawn(async move { axum::serve(listener, http::readiness_router(serves)).await });
+        // As the door does: without the capability there is nothing.
+        let router = http::readiness_router(serves).layer(axum::middleware::from_fn(only_peers));
+        tokio::spawn(async move { axum::serve(listener, router).await });
         // One CA on both sides: what matters here is what becomes of answers.
         let member = TestMember::new("uid-east");
         let door = member.open_door_to(server).await;
@@ -52,6 +67,7 @@ impl World {
             port: door.address.port(),
             server_name: names::server_name(&member.uid),
             ca_pem: member.ca.cert_pem.clone(),
+            readiness: Capability(CAPABILITY.to_owned()),
         };
         let (peers, peers_rx) = watch::channel(Arc::new(BTreeMap::from([(east(), peer)])));
         let (crossing, crossing_rx) = watch::channel(Some(Arc::new(member.crossing)));

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use fairlead_agent_core::readiness::ASK_WAIT_MS;
+use fairlead_crds::keys;
 use fairlead_model::snapshot::Address;
 use http::header;
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -76,12 +77,14 @@ pub struct Question<'a> {
     /// The tag of the answer that is known: the door may wait a moment for another one, and answers
     /// 304 without one.
     pub seen: Option<&'a str>,
+    /// What the door asks for; empty = nothing.
+    pub capability: &'a str,
 }
 
 impl<'a> Question<'a> {
     /// A question that is answered at once.
     pub fn of(path: &'a str) -> Self {
-        Self { path, seen: None }
+        Self { path, seen: None, capability: "" }
     }
 }
 
@@ -161,6 +164,11 @@ impl Connection {
         let mut request = http::Request::get(question.path)
             .header(header::HOST, &self.host)
             .header(header::USER_AGENT, "fairlead-agent");
+        // It comes from the hub: what is no header's value is as none.
+        let capability = http::HeaderValue::from_str(question.capability).ok();
+        if let Some(value) = capability.filter(|value| !value.is_empty()) {
+            request = request.header(keys::HEADER_BACKEND, value);
+        }
         if let Some(seen) = question.seen {
             let wait = format!("wait={}", ASK_WAIT_MS / 1_000);
             request = request.header(header::IF_NONE_MATCH, seen).header(PREFER, wait);

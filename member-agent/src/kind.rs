@@ -35,6 +35,8 @@ pub enum Trim {
     Slice,
     /// Identity and the labels of region and zone stay.
     Place,
+    /// Identity, parents, hostnames and matches stay: what may take requests from a route of ours.
+    Route,
 }
 
 /// Whether a report makes sense without a kind.
@@ -80,8 +82,8 @@ pub fn watched(following: impl IntoIterator<Item = (String, String)>) -> Vec<Wat
     let table: &[(&str, &str, &'static [&'static str], Scope, Trim)] = &[
         (keys::GATEWAY_GROUP, "GatewayClass", &["v1"], Cluster, Trim::Nothing),
         (keys::GATEWAY_GROUP, "Gateway", &["v1"], Everywhere, Trim::Nothing),
-        (keys::GATEWAY_GROUP, "HTTPRoute", &["v1"], Everywhere, Trim::ToIdentity),
-        (keys::GATEWAY_GROUP, "GRPCRoute", &["v1"], Everywhere, Trim::ToIdentity),
+        (keys::GATEWAY_GROUP, "HTTPRoute", &["v1"], Everywhere, Trim::Route),
+        (keys::GATEWAY_GROUP, "GRPCRoute", &["v1"], Everywhere, Trim::Route),
         (keys::GATEWAY_GROUP, "TLSRoute", &["v1"], Everywhere, Trim::ToIdentity),
         (keys::GATEWAY_GROUP, "TCPRoute", &["v1", "v1alpha2"], Everywhere, Trim::ToIdentity),
         (keys::GATEWAY_GROUP, "UDPRoute", &["v1", "v1alpha2"], Everywhere, Trim::ToIdentity),
@@ -145,6 +147,7 @@ pub fn trim(trim: Trim, object: Json) -> Trimmed {
         Trim::Service if is_dns(&object) => kept(object, Keep::Whole),
         Trim::Service => kept(trim_service(&object), Keep::Whole),
         Trim::Place => kept(trim_place(&object), Keep::Whole),
+        Trim::Route => kept(trim_route(&object), Keep::Whole),
         Trim::Slice => {
             let counts = member::slice_service(&object).zip(member::ingest_slice_counts(&object));
             match is_headless_slice(&object) {
@@ -205,6 +208,19 @@ fn trim_slice(object: &Json) -> Json {
         object,
         &[own::SERVICE_NAME, HEADLESS],
         json!({"endpoints": ready, "ports": object.get("ports")}),
+    )
+}
+
+fn trim_route(object: &Json) -> Json {
+    let field = |key: &str| object.get("spec").and_then(|spec| spec.get(key)).cloned();
+    let rules = object.pointer("/spec/rules").and_then(Json::as_array);
+    let matches = |rule: &Json| json!({"matches": rule.get("matches")});
+    let rules: Vec<Json> = rules.into_iter().flatten().map(matches).collect();
+    let (parents, hosts) = (field("parentRefs"), field("hostnames"));
+    trimmed(
+        object,
+        &[],
+        json!({"spec": {"parentRefs": parents, "hostnames": hosts, "rules": rules}}),
     )
 }
 
@@ -313,5 +329,26 @@ mod tests {
         assert!(keys::member_object("east").starts_with(own::MEMBER_PREFIX));
         assert!(keys::EAST_WEST_GATEWAY.starts_with(own::EAST_WEST_PREFIX));
         assert!(keys::CONFIG_MAP_EAST_WEST_CALLERS.starts_with(own::EAST_WEST_PREFIX));
+    }
+
+    #[test]
+    fn of_a_foreign_route_what_may_take_our_requests_stays() {
+        let route = json!({
+            "apiVersion": "v1", "kind": "HTTPRoute",
+            "metadata": {"name": "a", "namespace": "shop", "creationTimestamp": "t", "annotations": {"big": "x"}},
+            "spec": {"parentRefs": [{"name": "g"}], "hostnames": ["h"], "rules": [
+                {"matches": [{"path": {"value": "/"}}], "filters": [{"type": "x"}], "backendRefs": [{"name": "b"}]}]},
+            "status": {"parents": []},
+        });
+        let kept = trim(Trim::Route, route).object;
+        assert_eq!(
+            kept,
+            json!({
+                "apiVersion": "v1", "kind": "HTTPRoute",
+                "metadata": {"name": "a", "namespace": "shop", "creationTimestamp": "t", "labels": {}},
+                "spec": {"parentRefs": [{"name": "g"}], "hostnames": ["h"], "rules": [
+                    {"matches": [{"path": {"value": "/"}}]}]},
+            })
+        );
     }
 }

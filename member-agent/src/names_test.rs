@@ -38,6 +38,7 @@ fn peers(addresses: &[&str]) -> Peers {
         port: 15_443,
         server_name: "west".to_owned(),
         ca_pem: String::new(),
+        readiness: fairlead_model::bundle::Capability::default(),
     };
     Arc::new([(MemberId::new("west").unwrap(), peer)].into())
 }

@@ -241,6 +241,15 @@ fn without_ports(name: &NsName, slices: &[&SliceCounts]) -> Option<Note> {
     (without > 0).then(|| Note::new(format!("Service {name}"), Reason::NoReadyEndpoints, message))
 }
 
+/// Routes of the member itself that may take requests from ours.
+pub fn shadows(state: &State) -> member::Shadows<'_> {
+    let routes = ["HTTPRoute", "GRPCRoute"]
+        .into_iter()
+        .flat_map(|kind| state.of_kind(keys::GATEWAY_GROUP, kind))
+        .map(|(_, live)| &live.content);
+    member::Shadows::of(routes)
+}
+
 /// The controller of each Gateway, as its class says.
 #[derive(Debug, Default)]
 pub struct Controllers(BTreeMap<(String, String), String>);

@@ -46,6 +46,7 @@ impl World {
             port,
             server_name: names::server_name(&self.callers.uid),
             ca_pem: self.callers.ca.cert_pem.clone(),
+            readiness: fairlead_model::bundle::Capability::default(),
         };
         self.peers.send_replace(Arc::new([(east(), peer)].into()));
     }

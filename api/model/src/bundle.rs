@@ -131,4 +131,18 @@ pub struct Peer {
     pub server_name: String,
     /// Its crossing CA, PEM.
     pub ca_pem: String,
+    /// What its door asks for before it leads to the agent's readiness.
+    #[serde(default)]
+    pub readiness: Capability,
+}
+
+/// A value that opens something at a door; empty when the hub gave none. Never printed.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Capability(pub String);
+
+impl std::fmt::Debug for Capability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "Capability(none)" } else { "Capability(..)" })
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fairlead_model::bundle::{Bundle, BundleObject, Claim, Gate, Peer, RuleId};
+use fairlead_model::bundle::{Bundle, BundleObject, Capability, Claim, Gate, Peer, RuleId};
 use fairlead_model::dns::{DnsName, RecordSet};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::recipe::{
@@ -248,6 +248,7 @@ fn peer_to_pb(member: &MemberId, peer: &Peer) -> pb::Peer {
         port: peer.port.into(),
         server_name: peer.server_name.clone(),
         ca_pem: peer.ca_pem.clone(),
+        readiness: peer.readiness.0.clone(),
     }
 }
 
@@ -259,6 +260,7 @@ fn peer_from_pb(peer: pb::Peer) -> Result<(MemberId, Peer), String> {
         port: small(peer.port, "port")?,
         server_name: peer.server_name,
         ca_pem: peer.ca_pem,
+        readiness: Capability(peer.readiness),
     };
     Ok((member, peer))
 }

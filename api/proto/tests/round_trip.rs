@@ -164,6 +164,7 @@ fn mk_bundle() -> Bundle {
         port: 15_443,
         server_name: "door.u.fairlead.internal".into(),
         ca_pem: "PEM".into(),
+        readiness: fairlead_model::bundle::Capability("opens it".into()),
     };
     Bundle {
         number: PlanNumber::default(),

@@ -2,8 +2,9 @@
 //!
 //! A capability is an HMAC with a key of the hub over who may call what where. It is unguessable, so a
 //! route author of another namespace cannot reach a service that was not granted. Keys come in epochs:
-//! the newest is used in new routes, doors take the newest two, so that rotation needs no moment at
-//! which everybody changes together.
+//! doors take the newest three, routes use the one in the middle (the only one, the older of two). So a new
+//! key is known everywhere before anybody uses it, and the one before it is still taken while routes
+//! change: rotation needs no moment at which everybody changes together.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +16,10 @@ use sha2::Sha256;
 use crate::names::{hash, hex};
 
 /// Newest epochs that doors accept.
-pub const EPOCHS_ACCEPTED: usize = 2;
+pub const EPOCHS_ACCEPTED: usize = 3;
+
+/// Port of the agent's readiness, in its Service.
+pub const READINESS_PORT: ServicePort = 8081;
 
 const SNI_LABEL_LEN: usize = 40;
 
@@ -34,9 +38,11 @@ impl fmt::Debug for CapabilityKeys {
 }
 
 impl CapabilityKeys {
-    /// The epoch that new routes use; none when there is no key.
+    /// The epoch that routes use: the second newest, which doors know already. None without a key.
     pub fn current(&self) -> Option<u32> {
-        self.epochs.last_key_value().map(|(epoch, _)| *epoch)
+        let mut newest = self.epochs.keys().rev();
+        let only = newest.next();
+        newest.next().or(only).copied()
     }
 
     /// Epochs that doors accept, newest first.
@@ -100,6 +106,14 @@ fn digest(
     Some(hex(&mac.finalize().into_bytes()))
 }
 
+/// The capability to read the readiness of a cluster's agent, given to the agents of its peers alone: no
+/// route has it, so neither a client nor a route's author gets there. No namespace has an empty name, so
+/// that no route's capability is the same.
+pub fn readiness_capability(keys: &CapabilityKeys, epoch: u32, uid: &ClusterUid) -> Option<String> {
+    let agent = NsName::new(fairlead_crds::keys::NAMESPACE, fairlead_crds::keys::AGENT);
+    capability(keys, epoch, uid, "", &agent, READINESS_PORT)
+}
+
 /// What stands for a capability where people can read it: plans, history, logs.
 pub fn capability_id(capability: &str) -> String {
     hash(capability)
@@ -152,10 +166,43 @@ mod tests {
     }
 
     #[test]
-    fn doors_accept_the_newest_two_epochs() {
-        assert_eq!(keys().current(), Some(3));
-        assert_eq!(keys().accepted().collect::<Vec<_>>(), [3, 2]);
+    fn doors_accept_the_newest_three_epochs() {
+        assert_eq!(keys().accepted().collect::<Vec<_>>(), [3, 2, 1]);
         assert_eq!(of(9, "u", "shop", "shop/cart", 80), None);
+    }
+
+    /// As a rotation goes, one key after the other: doors of a step before and after take what routes of
+    /// this step send.
+    #[test]
+    fn no_step_of_a_rotation_needs_two_to_change_together() {
+        let step = |newest: u32| CapabilityKeys {
+            epochs: (1..=newest).map(|epoch| (epoch, [1; 32])).collect(),
+        };
+        for newest in 1..6 {
+            let current = step(newest).current().unwrap();
+            for doors in [newest - 1, newest, newest + 1].into_iter().filter(|doors| *doors > 0) {
+                assert!(step(doors).accepted().any(|epoch| epoch == current), "{newest} {doors}");
+            }
+        }
+        assert_eq!(
+            (step(1).current(), step(2).current(), step(3).current()),
+            (Some(1), Some(1), Some(2))
+        );
+        assert_eq!(CapabilityKeys::default().current(), None);
+    }
+
+    #[test]
+    fn nobody_but_agents_has_the_capability_of_readiness() {
+        let uid = ClusterUid::new("u").unwrap();
+        let readiness = readiness_capability(&keys(), 1, &uid).unwrap();
+        let agent = "fairlead-system/fairlead-agent";
+        for namespace in ["fairlead-system", "shop"] {
+            assert_ne!(of(1, "u", namespace, agent, READINESS_PORT).unwrap(), readiness);
+        }
+        assert_ne!(
+            readiness_capability(&keys(), 1, &ClusterUid::new("v").unwrap()),
+            Some(readiness)
+        );
     }
 
     #[test]

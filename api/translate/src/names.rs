@@ -20,6 +20,15 @@ const HASH_LEN: usize = 20;
 /// Characters of a service's own name in the name of its [`passage`]: what a label has left.
 const PASSAGE_HEAD_MAX: usize = 34;
 
+/// Name of a ListenerSet's listener in the Gateway that members hold: those of several sets meet there.
+/// The hash keeps them apart; nobody's own listener has such a name by chance.
+pub fn set_listener(set: &NsName, listener: &str) -> String {
+    const HEAD_LEN: usize = LABEL_LEN_MAX - HASH_LEN - 1;
+    let head: String = listener.chars().filter(char::is_ascii).take(HEAD_LEN).collect();
+    let head = head.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+    format!("{head}-{}", hash(&format!("{set}/{listener}")))
+}
+
 /// Name of the route that mirrors a global route.
 pub fn route_mirror(name: &str) -> String {
     fit(name, keys::GLOBAL_SUFFIX, SUBDOMAIN_LEN_MAX)

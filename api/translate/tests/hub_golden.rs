@@ -8,7 +8,7 @@ use fairlead_model::{NsName, RouteKey};
 use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
 use fairlead_translate::status::{
     GatewayFacts, MemberSummary, dns_policy_status, gateway_class_status, gateway_status,
-    route_status, traffic_policy_status,
+    listener_set_status, route_status, traffic_policy_status,
 };
 use serde_json::{Map, Value, json};
 
@@ -23,7 +23,7 @@ const COMMON: &str = "
   spec: {gatewayClassName: fairlead, listeners: [{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]}
 ";
 
-/// Objects of a golden; `common: false` leaves the shared ones out.
+/// Objects of a golden; `common: false` leaves the shared ones out, `served_by: 0` all members.
 fn objects(input: &Value) -> (HubObjects, Map<String, Value>) {
     let mut objects = HubObjects::default();
     let mut statuses = Map::new();
@@ -120,9 +120,12 @@ fn ingested(input: &Value) -> Value {
     let status = |kind: &str, name: &NsName| {
         statuses.get(&format!("{kind}/{}", name.name)).cloned().unwrap_or_default()
     };
-    let members = MemberSummary { as_asked: 2, ..MemberSummary::default() };
+    // Two members serve everything unless a golden says otherwise.
+    let as_asked = input["served_by"].as_u64().map_or(2, |count| count.try_into().unwrap());
+    let members = MemberSummary { as_asked, ..MemberSummary::default() };
+    let address = fairlead_model::snapshot::Address::of("192.0.2.7");
     let facts = GatewayFacts {
-        addresses: [fairlead_model::snapshot::Address::of("192.0.2.7")].into(),
+        addresses: if as_asked > 0 { [address].into() } else { [].into() },
         members: members.clone(),
     };
     let mut out = json!({"notes": found.notes.iter().map(ToString::to_string).collect::<Vec<_>>()});
@@ -133,6 +136,15 @@ fn ingested(input: &Value) -> Value {
         for (name, verdict) in &found.gateways {
             out["gateways"][name.to_string()] =
                 brief(&gateway_status(&status("Gateway", name), verdict, &facts, NOW));
+        }
+    }
+    for (name, verdict) in &found.listener_sets {
+        let written = listener_set_status(&status("ListenerSet", name), verdict, &facts, NOW);
+        out["listener_sets"][name.to_string()] = brief(&written);
+    }
+    for (name, gateway) in &found.policy.gateways {
+        if found.gateways[name].attached_sets > 0 {
+            out["members_hold"][name.to_string()] = gateway.spec["listeners"].clone();
         }
     }
     for (key, verdict) in &found.routes {

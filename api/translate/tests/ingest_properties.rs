@@ -68,29 +68,39 @@ fn key(text: &str) -> NsName {
     text.parse().unwrap()
 }
 
+fn listener_set() -> Json {
+    json!({"metadata": {"name": "set", "namespace": "shop", "generation": 2},
+        "spec": {"parentRef": {"name": "public", "namespace": "infra"}, "listeners": [
+            {"name": "more", "port": 443, "protocol": "HTTPS", "hostname": "more.example.com",
+                "tls": {"certificateRefs": [{"name": "cert"}]}, "allowedRoutes": {"namespaces": {"from": "Same"}}}]}})
+}
+
 fn hub() -> impl Strategy<Value = HubObjects> {
     let follower = "gateway.envoyproxy.io/v1alpha1/BackendTrafficPolicy/shop/p";
     let any = arbitrary::damaged;
     (
         any(class()),
-        any(gateway()),
+        (any(gateway()), any(listener_set())),
         any(arbitrary::route()),
         any(policy()),
         any(grant()),
         any(member_cluster()),
         any(dns_policy()),
     )
-        .prop_map(move |(class, gateway, route, policy, grant, member, dns)| HubObjects {
-            gateway_classes: [("fairlead".to_owned(), class)].into(),
-            gateways: [(key("infra/public"), gateway)].into(),
-            routes: [("HTTPRoute/shop/cart".parse().unwrap(), route)].into(),
-            followers: [(follower.parse().unwrap(), policy.clone())].into(),
-            traffic_policies: [(key("shop/p"), policy)].into(),
-            reference_grants: [(key("bank/g"), grant)].into(),
-            member_clusters: [("east".to_owned(), member)].into(),
-            dns_policies: [(key("infra/names"), dns)].into(),
-            namespaces: BTreeMap::new(),
-            service_imports: BTreeMap::new(),
+        .prop_map(move |(class, (gateway, set), route, policy, grant, member, dns)| {
+            HubObjects {
+                gateway_classes: [("fairlead".to_owned(), class)].into(),
+                gateways: [(key("infra/public"), gateway)].into(),
+                listener_sets: [(key("shop/set"), set)].into(),
+                routes: [("HTTPRoute/shop/cart".parse().unwrap(), route)].into(),
+                followers: [(follower.parse().unwrap(), policy.clone())].into(),
+                traffic_policies: [(key("shop/p"), policy)].into(),
+                reference_grants: [(key("bank/g"), grant)].into(),
+                member_clusters: [("east".to_owned(), member)].into(),
+                dns_policies: [(key("infra/names"), dns)].into(),
+                namespaces: BTreeMap::new(),
+                service_imports: BTreeMap::new(),
+            }
         })
 }
 

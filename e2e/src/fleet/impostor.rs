@@ -4,9 +4,17 @@
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use fairlead_crds::keys;
-use fairlead_model::session::PROTOCOL;
-use fairlead_proto::pb::{self, enrollment_client::EnrollmentClient, fleet_client::FleetClient};
+use fairlead_model::{
+    SnapshotNumber,
+    session::{FromAgent, PROTOCOL, SnapshotUpdate},
+    snapshot::Snapshot,
+};
+use fairlead_proto::{
+    ledger::snapshot_to_ledger,
+    pb::{self, enrollment_client::EnrollmentClient, fleet_client::FleetClient},
+};
 use rcgen::{CertificateParams, KeyPair};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tonic::{
     Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -103,6 +111,45 @@ impl Fleet<'_> {
         }
     }
 
+    /// Takes a member's place at the hub, with its own certificate, and reports this of it until the
+    /// liar is dropped. The member's agent must be away: of two the newer stream counts.
+    pub async fn lie_as(&self, owner: &str, snapshot: &Snapshot) -> Result<Liar> {
+        let cluster = self.world().member(owner)?;
+        let leaf = tls_secret(cluster, keys::SECRET_AGENT_IDENTITY).await?;
+        let uid = cluster_uid(cluster).await?;
+        let mut client = FleetClient::new(self.channel(Some(&leaf)).await?);
+        let (say, said) = mpsc::channel(MESSAGES);
+        let opening = Opening::Hello { member: owner.to_owned(), cluster_uid: uid };
+        let hello = pb::agent_message::Body::Hello(hello(opening));
+        say.send(pb::AgentMessage { body: Some(hello) }).await?;
+        let messages = tokio_stream::wrappers::ReceiverStream::new(said);
+        let mut answers = client.session(messages).await?.into_inner();
+        let first = tokio::time::timeout(ANSWER_LIMIT, answers.message()).await;
+        first.context("the hub did not answer")??.context("the hub ended the stream")?;
+        let update = SnapshotUpdate {
+            number: SnapshotNumber { incarnation: 1, sequence: 1 },
+            delta: snapshot_to_ledger(snapshot).full(),
+        };
+        for message in fairlead_proto::convert::agent_messages(&FromAgent::Snapshot(update)) {
+            say.send(message).await?;
+        }
+        let taken = tokio::spawn(async move {
+            // Read on, or the hub would wait for us.
+            while let Ok(Some(_)) = answers.message().await {}
+        });
+        let beats = tokio::spawn(async move {
+            loop {
+                let beat = pb::Heartbeat { now_ms: now_ms(), ..pb::Heartbeat::default() };
+                let body = Some(pb::agent_message::Body::Heartbeat(beat));
+                if say.send(pb::AgentMessage { body }).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(BEAT).await;
+            }
+        });
+        Ok(Liar { tasks: [taken, beats] })
+    }
+
     async fn channel(&self, leaf: Option<&Leaf>) -> Result<Channel> {
         let info = ObjectKey::new("v1", "ConfigMap", keys::NAMESPACE, keys::CONFIG_MAP_HUB);
         let info = self.world().hub().objects().get(&info).await?.context("no hub info")?;
@@ -118,6 +165,21 @@ impl Fleet<'_> {
     }
 }
 
+/// Somebody in a member's place; leaves when it is dropped.
+pub struct Liar {
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Messages on their way.
+const MESSAGES: usize = 64;
+/// More often than any hub takes for silence.
+const BEAT: std::time::Duration = std::time::Duration::from_millis(300);
 const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
 
 fn protocol() -> pb::Protocol {
@@ -135,9 +197,13 @@ fn hello(say: Opening) -> pb::Hello {
         agent_version,
         protocol: Some(protocol()),
         incarnation: 1,
-        now_ms: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
+        now_ms: now_ms(),
         ..pb::Hello::default()
     }
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
 }
 
 /// Reads certificate and key from a Secret of a cluster's `fairlead-system`.

@@ -329,6 +329,17 @@ async fn under_load(fleet: &Fleet<'_>, line: &str) -> Result<(Report, Duration, 
     Ok((running.stop().await, took, at))
 }
 
+/// What failed how, and when after the start of the load.
+fn failures(report: &Report) -> Value {
+    let failed = report.samples().iter().filter(|sample| !sample.outcome.is_success());
+    let text = |sample: &crate::load::Sample| {
+        let outcome = &sample.outcome;
+        let (status, error) = (outcome.status, outcome.error);
+        format!("{} {status} {error} at {:.2} s", sample.entry, sample.started.as_secs_f64())
+    };
+    failed.take(5).map(text).collect()
+}
+
 /// Every entry keeps its own, but for the drained one.
 async fn drained(fleet: &Fleet<'_>) -> Result<Finding> {
     unset_gateway_policy(fleet).await?;
@@ -345,6 +356,7 @@ async fn drained(fleet: &Fleet<'_>) -> Result<Finding> {
         holds,
         figures([
             ("failed", json!(report.failed())),
+            ("failures", failures(&report)),
             ("requests", json!(report.total())),
             ("took_s", json!(seconds(took))),
             ("still_there", json!(still)),
@@ -366,6 +378,7 @@ async fn undrained(fleet: &Fleet<'_>) -> Result<Finding> {
         report.failed() == 0,
         figures([
             ("failed", json!(report.failed())),
+            ("failures", failures(&report)),
             ("requests", json!(report.total())),
             ("took_s", json!(seconds(took))),
         ]),

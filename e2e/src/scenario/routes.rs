@@ -17,6 +17,7 @@ mod copies;
 mod grpc;
 mod http;
 mod stream;
+mod surprise;
 mod told;
 
 use std::{net::SocketAddr, time::Duration};
@@ -141,6 +142,7 @@ async fn tell(world: &World, facts: &mut Facts) -> Result<()> {
     copies::play(&stage, facts).await;
     connection::play(&stage, facts).await;
     told::play(&stage, facts).await;
+    surprise::play(&stage, facts).await;
     Ok(())
 }
 

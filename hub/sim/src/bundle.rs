@@ -101,6 +101,7 @@ fn peer(plan: &PeerPlan) -> Peer {
         port: plan.port,
         server_name: plan.uid.to_string(),
         ca_pem: plan.ca_pem.clone(),
+        readiness: fairlead_model::bundle::Capability::default(),
     }
 }
 

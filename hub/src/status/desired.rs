@@ -20,8 +20,8 @@ use fairlead_planner::DnsReport;
 use fairlead_translate::ingest::hub::RouteVerdict;
 use fairlead_translate::status::{
     DnsFacts, GatewayFacts, MemberCondition, MemberFacts, MemberSummary, Visible, changed,
-    dns_policy_status, gateway_class_status, gateway_status, member_cluster_status, route_status,
-    traffic_policy_status,
+    dns_policy_status, gateway_class_status, gateway_status, listener_set_status,
+    member_cluster_status, route_status, traffic_policy_status,
 };
 
 use crate::conductor::Current;
@@ -130,6 +130,11 @@ impl Facts<'_> {
         for view in self.look().gateways() {
             views.entry(view.gateway.clone()).or_default().push(view);
         }
+        self.each("ListenerSet", all, |name, _, old| {
+            let verdict = self.current.ingested.listener_sets.get(name)?;
+            let of = views.get(&verdict.gateway).map(Vec::as_slice).unwrap_or_default();
+            Some(listener_set_status(old, verdict, &gateway_facts(of), self.now_text))
+        });
         self.each("Gateway", all, |name, _, old| {
             let verdict = self.current.ingested.gateways.get(name)?;
             let facts = gateway_facts(views.get(name).map(Vec::as_slice).unwrap_or_default());

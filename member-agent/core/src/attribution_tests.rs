@@ -99,6 +99,7 @@ fn bundle() -> Bundle {
         port: 15443,
         server_name: String::new(),
         ca_pem: String::new(),
+        readiness: fairlead_model::bundle::Capability::default(),
     };
     bundle.peers.insert(member("west"), peer);
     bundle

@@ -150,6 +150,7 @@ fn peer(addresses: &[&str]) -> Peer {
         port: 15_443,
         server_name: "west".to_owned(),
         ca_pem: String::new(),
+        readiness: fairlead_model::bundle::Capability::default(),
     }
 }
 

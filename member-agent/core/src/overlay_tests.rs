@@ -28,6 +28,7 @@ fn peer() -> Peer {
         port: 15443,
         server_name: "door".to_owned(),
         ca_pem: String::new(),
+        readiness: fairlead_model::bundle::Capability::default(),
     }
 }
 

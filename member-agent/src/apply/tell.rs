@@ -5,14 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_agent_core::own::exception;
-use fairlead_model::ObjectId;
 use fairlead_model::bundle::Bundle;
 use fairlead_model::session::{ApplyReport, EXCEPTIONS_MAX, Exception};
+use fairlead_model::{ObjectId, Reason};
 use fairlead_telemetry::span::TraceContext;
 use tracing::info;
 
 use super::{Applier, Memory, Pass};
-use crate::observe::Controllers;
+use crate::observe::{self, Controllers};
 use crate::spans;
 
 impl Applier {
@@ -133,10 +133,12 @@ impl Applier {
     fn complaints(&self, bundle: &Bundle) -> BTreeMap<ObjectId, Exception> {
         let state = self.cache.read();
         let controllers = Controllers::of(&state);
+        let shadows = observe::shadows(&state);
         let routes = bundle.objects.keys().filter(|id| id.kind.ends_with("Route"));
         let complaints = routes.filter_map(|id| {
             let live = state.live.get(id).filter(|live| live.is_ours())?;
-            let (reason, message) = controllers.complaint(id, live)?;
+            let shadow = || Some((Reason::Shadowed, shadows.over(&live.content)?));
+            let (reason, message) = controllers.complaint(id, live).or_else(shadow)?;
             Some((id.clone(), exception(reason, message)))
         });
         complaints.collect()

@@ -12,13 +12,11 @@ use serde_json::json;
 
 use super::grant::{self, GRANT_ENTRIES_MAX};
 use super::{Draft, GATEWAY_API, metadata, stream};
-use crate::capability::capability;
+use crate::capability::{READINESS_PORT, capability, readiness_capability};
 use crate::{CapabilityKeys, names, shard};
 
 /// Most rules of one route, as the Gateway API says.
 const RULES_MAX: usize = 16;
-/// Port of the agent's readiness, in its Service.
-pub(super) const READINESS_PORT: u16 = 8081;
 /// Most bytes of callers' CAs: a ConfigMap holds 1 MiB.
 const CALLERS_BYTES_MAX: usize = 900_000;
 
@@ -34,8 +32,10 @@ pub(super) fn render_door(
         draft.put(trust());
     }
     render_callers(plan, door, draft);
-    draft.put(probe());
-    draft.put(readiness());
+    draft.put(probe(plan));
+    if let Some(readiness) = readiness(plan, keyring) {
+        draft.put(readiness);
+    }
     for (service, callers) in by_service(door) {
         render_service(plan, service, callers, keyring, draft);
     }
@@ -167,14 +167,23 @@ fn route(name: &str, rules: Vec<Json>) -> Json {
     })
 }
 
+/// A route of the door's own, found by the door's name alone: what crosses keeps the host that its client
+/// asked for, so that no path of a user's is taken away.
+fn own_route(plan: &MemberPlan, name: &str, rules: Vec<Json>) -> Json {
+    let mut route = route(name, rules);
+    route["spec"]["hostnames"] = json!([names::server_name(&plan.uid)]);
+    route
+}
+
 fn exact_path(path: &str) -> Json {
     json!([{"path": {"type": "Exact", "value": path}}])
 }
 
 /// Answered by the gateway itself, so that a probe says something about the door and nothing else.
-fn probe() -> Json {
+fn probe(plan: &MemberPlan) -> Json {
     let redirect = json!({"hostname": "door.fairlead.internal", "statusCode": 302});
-    route(
+    own_route(
+        plan,
         keys::ROUTE_PROBE,
         vec![json!({
             "matches": exact_path(keys::PATH_PROBE),
@@ -183,14 +192,43 @@ fn probe() -> Json {
     )
 }
 
-fn readiness() -> Json {
-    route(
-        keys::ROUTE_READINESS,
-        vec![json!({
-            "matches": exact_path(keys::PATH_READINESS),
-            "backendRefs": [local_backend(&NsName::new(keys::NAMESPACE, keys::AGENT), READINESS_PORT)],
-        })],
-    )
+/// For the agents of peers alone: whoever may send requests to the door (a client by a global route, an
+/// author of routes in a namespace that uses it) could else read what the member exports.
+fn readiness(plan: &MemberPlan, keyring: &CapabilityKeys) -> Option<Json> {
+    let value = |epoch| readiness_capability(keyring, epoch, &plan.uid);
+    let matches: Vec<Json> = keyring
+        .accepted()
+        .filter_map(value)
+        .map(|value| {
+            json!({
+                "path": {"type": "Exact", "value": keys::PATH_READINESS},
+                "headers": exact_header(&value),
+            })
+        })
+        .collect();
+    // Without matches it would answer everything.
+    if matches.is_empty() {
+        return None;
+    }
+    let agent = NsName::new(keys::NAMESPACE, keys::AGENT);
+    let rule = json!({
+        "matches": matches,
+        "filters": [remove_header()],
+        "backendRefs": [local_backend(&agent, READINESS_PORT)],
+    });
+    Some(own_route(plan, keys::ROUTE_READINESS, vec![rule]))
+}
+
+fn exact_header(capability: &str) -> Json {
+    json!([{"type": "Exact", "name": keys::HEADER_BACKEND, "value": capability}])
+}
+
+/// Services are not to see how they were reached.
+fn remove_header() -> Json {
+    json!({
+        "type": "RequestHeaderModifier",
+        "requestHeaderModifier": {"remove": [keys::HEADER_BACKEND]},
+    })
 }
 
 pub(super) fn local_backend(service: &NsName, port: u16) -> Json {
@@ -239,17 +277,14 @@ fn rule(plan: &MemberPlan, caller: &DoorService, keyring: &CapabilityKeys) -> Op
     let matches: Vec<Json> = keyring
         .accepted()
         .filter_map(value)
-        .map(|value| json!({"headers": [{"type": "Exact", "name": keys::HEADER_BACKEND, "value": value}]}))
+        .map(|value| json!({"headers": exact_header(&value)}))
         .collect();
     if matches.is_empty() {
         return None;
     }
     Some(json!({
         "matches": matches,
-        "filters": [{
-            "type": "RequestHeaderModifier",
-            "requestHeaderModifier": {"remove": [keys::HEADER_BACKEND]},
-        }],
+        "filters": [remove_header()],
         "backendRefs": [local_backend(service, *port)],
         // How long a request may take is the entry's business: Envoy would cut it at 15 s here.
         "timeouts": {"request": "0s"},

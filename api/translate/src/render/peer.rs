@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use fairlead_crds::keys;
-use fairlead_model::bundle::Peer;
+use fairlead_model::bundle::{Capability, Peer};
 use fairlead_model::dns::DnsName;
 use fairlead_model::plan::{MemberPlan, PeerPlan};
 use fairlead_model::snapshot::Address;
@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::grant::{self, GRANT_ENTRIES_MAX};
 use super::{Draft, GATEWAY_API, metadata, passage, set_label};
+use crate::capability::readiness_capability;
 use crate::{CapabilityKeys, names, shard};
 
 /// Most addresses of one door that we write; a door has a load balancer or two, not a fleet.
@@ -70,7 +71,7 @@ impl Inner {
 /// Renders every peer of the plan, and the grants for the routes that use them.
 pub(super) fn render_peers(plan: &MemberPlan, keyring: &CapabilityKeys, draft: &mut Draft) {
     for (member, peer) in &plan.peers {
-        draft.bundle.peers.insert(member.clone(), probed(peer));
+        draft.bundle.peers.insert(member.clone(), probed(peer, keyring));
         // A witness asks the door itself; nothing in its cluster leads there.
         if !peer.is_used() {
             continue;
@@ -99,13 +100,15 @@ fn render_peer(member: &MemberId, peer: &PeerPlan, addresses: &Addresses, draft:
     draft.put(tls_policy(member, &name, &names::server_name(&peer.uid)));
 }
 
-fn probed(peer: &PeerPlan) -> Peer {
+fn probed(peer: &PeerPlan, keyring: &CapabilityKeys) -> Peer {
+    let readiness = keyring.current().and_then(|now| readiness_capability(keyring, now, &peer.uid));
     Peer {
         uid: peer.uid.clone(),
         addresses: peer.addresses.clone(),
         port: peer.port,
         server_name: names::server_name(&peer.uid),
         ca_pem: peer.ca_pem.clone(),
+        readiness: Capability(readiness.unwrap_or_default()),
     }
 }
 

@@ -7,8 +7,9 @@ use fairlead_model::plan::{DoorPlan, DoorPort, DoorService, MemberPlan, SNI_LANE
 use fairlead_model::{Json, NsName};
 use serde_json::json;
 
-use super::door::{READINESS_PORT, local_backend, mirrorless_metadata, server_certificate};
+use super::door::{local_backend, mirrorless_metadata, server_certificate};
 use super::{Draft, GATEWAY_API};
+use crate::capability::READINESS_PORT;
 use crate::capability::sni_label;
 use crate::{CapabilityKeys, names};
 

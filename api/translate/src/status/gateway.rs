@@ -1,16 +1,17 @@
-//! Status of GatewayClasses and Gateways.
+//! Status of GatewayClasses, Gateways and ListenerSets.
 
 use std::collections::BTreeSet;
 
 use fairlead_crds::keys;
-use fairlead_model::Json;
 use fairlead_model::snapshot::Address;
+use fairlead_model::{Json, Reason};
 use serde_json::json;
 
 use super::condition::{Stamp, Wanted, conditions};
 use super::{MemberSummary, base};
 use crate::ingest::hub::{
-    CertificateFault, ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, Verdict,
+    CertificateFault, ClassVerdict, Conflict, GatewayVerdict, ListenerSetVerdict, ListenerVerdict,
+    Verdict,
 };
 use crate::raw;
 
@@ -19,7 +20,7 @@ const ADDRESSES_MAX: usize = 16;
 
 /// Features of the Gateway API that cross between members as in one cluster, in order; docs/guide/routes.md
 /// names the test of each. What a member's gateway cannot do is said at the route.
-const FEATURES: [&str; 22] = [
+const FEATURES: [&str; 30] = [
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",
@@ -37,11 +38,19 @@ const FEATURES: [&str; 22] = [
     "HTTPRoutePathRewrite",
     "HTTPRoutePortRedirect",
     "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
     "HTTPRouteRequestTimeout",
     "HTTPRouteResponseHeaderModification",
     "HTTPRouteRetry",
     "HTTPRouteSchemeRedirect",
+    "ListenerSet",
     "ReferenceGrant",
+    "TCPRoute",
+    "TLSRoute",
+    "TLSRouteModeTerminate",
+    "UDPRoute",
 ];
 
 /// What members make of a global gateway.
@@ -80,11 +89,20 @@ pub fn gateway_status(
 ) -> Json {
     let stamp = Stamp { generation: verdict.generation, now };
     let mut status = base(existing);
-    let wanted = vec![accepted(verdict), programmed(verdict.accepted.is_yes(), &facts.members)];
+    let wanted = vec![
+        accepted(&verdict.accepted, &verdict.listeners),
+        programmed(verdict.accepted.is_yes(), &facts.members),
+    ];
     let ours = [keys::CONDITION_ACCEPTED, keys::CONDITION_PROGRAMMED];
     status["conditions"] = conditions(raw::list(existing, "/conditions"), &ours, wanted, stamp);
     let listener = |listener: &ListenerVerdict| listener_status(existing, listener, facts, stamp);
     status["listeners"] = verdict.listeners.iter().map(listener).collect();
+    // Only where there are some: older definitions do not know the field.
+    if verdict.attached_sets > 0 {
+        status["attachedListenerSets"] = verdict.attached_sets.into();
+    } else {
+        status.as_object_mut().expect("base is an object").remove("attachedListenerSets");
+    }
     let addresses: Vec<Json> = facts.addresses.iter().take(ADDRESSES_MAX).map(address).collect();
     if addresses.is_empty() {
         status.as_object_mut().expect("base is an object").remove("addresses");
@@ -94,18 +112,40 @@ pub fn gateway_status(
     status
 }
 
-fn accepted(verdict: &GatewayVerdict) -> Wanted {
-    let refused: Vec<&str> = verdict
-        .listeners
+/// Status of a ListenerSet.
+pub fn listener_set_status(
+    existing: &Json,
+    verdict: &ListenerSetVerdict,
+    facts: &GatewayFacts,
+    now: &str,
+) -> Json {
+    let stamp = Stamp { generation: verdict.generation, now };
+    let mut status = base(existing);
+    let mut accepted = accepted(&verdict.accepted, &verdict.listeners);
+    if let Verdict::No { reason: Reason::NotAllowedByListeners, .. } = verdict.accepted {
+        accepted.reason = "NotAllowed".to_owned();
+    } else if let Verdict::No { reason: Reason::NoMatchingParent, .. } = verdict.accepted {
+        accepted.reason = "ParentNotAccepted".to_owned();
+    }
+    let wanted = vec![accepted, programmed(verdict.accepted.is_yes(), &facts.members)];
+    let ours = [keys::CONDITION_ACCEPTED, keys::CONDITION_PROGRAMMED];
+    status["conditions"] = conditions(raw::list(existing, "/conditions"), &ours, wanted, stamp);
+    let listener = |listener: &ListenerVerdict| listener_status(existing, listener, facts, stamp);
+    status["listeners"] = verdict.listeners.iter().map(listener).collect();
+    status
+}
+
+fn accepted(verdict: &Verdict, listeners: &[ListenerVerdict]) -> Wanted {
+    let refused: Vec<&str> = listeners
         .iter()
         .filter(|listener| !listener.accepted.is_yes())
         .map(|listener| &*listener.name)
         .collect();
-    let mut wanted = Wanted::of(keys::CONDITION_ACCEPTED, "Accepted", &verdict.accepted);
-    if !refused.is_empty() || !verdict.accepted.is_yes() {
+    let mut wanted = Wanted::of(keys::CONDITION_ACCEPTED, "Accepted", verdict);
+    if !refused.is_empty() || !verdict.is_yes() {
         wanted.reason = "ListenersNotValid".to_owned();
     }
-    if verdict.accepted.is_yes() && !refused.is_empty() {
+    if verdict.is_yes() && !refused.is_empty() {
         wanted.message = raw::bounded(&format!("without listeners {}", refused.join(", ")));
     }
     wanted
@@ -152,6 +192,9 @@ fn listener_status(
         Conflict::Hostname => "HostnameConflict",
     });
     let mut accepted = Wanted::of(keys::CONDITION_ACCEPTED, "Accepted", &listener.accepted);
+    if let Verdict::No { reason: Reason::TooLarge, .. } = listener.accepted {
+        accepted.reason = "TooManyListeners".to_owned();
+    }
     let conflicted = match (conflict, &listener.accepted) {
         (Some(reason), Verdict::No { message, .. }) => {
             accepted.reason = reason.to_owned();

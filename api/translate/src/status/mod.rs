@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use fairlead_model::{Json, MemberId, Reason};
 
 pub use dns::{DnsFacts, Visible, dns_policy_status};
-pub use gateway::{GatewayFacts, gateway_class_status, gateway_status};
+pub use gateway::{GatewayFacts, gateway_class_status, gateway_status, listener_set_status};
 pub use member::{MemberCondition, MemberFacts, member_cluster_status};
 pub use policy::traffic_policy_status;
 pub use route::route_status;

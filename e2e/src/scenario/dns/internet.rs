@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use base64::Engine as _;
 use tokio::process::Command;
 
@@ -212,13 +212,5 @@ fn lead_to_agent(world: &World, member: &str) -> Result<()> {
         lead("udp"),
         lead("tcp"),
     );
-    let mut nft = std::process::Command::new("ip");
-    nft.args(["netns", "exec", &local.namespace, "nft", "-f", "-"]);
-    let mut child = nft.stdin(std::process::Stdio::piped()).spawn().context("starting nft")?;
-    let mut input = child.stdin.take().context("nft has no input")?;
-    std::io::Write::write_all(&mut input, rules.as_bytes()).context("writing to nft")?;
-    drop(input);
-    let status = child.wait().context("waiting for nft")?;
-    ensure!(status.success(), "nft in {} failed:\n{rules}", local.namespace);
-    Ok(())
+    net::nft(&local.namespace, &rules)
 }

@@ -18,6 +18,7 @@ use crate::{
 };
 
 const CRD: &str = "backendtrafficpolicies.gateway.envoyproxy.io";
+const SECURITY_CRD: &str = "securitypolicies.gateway.envoyproxy.io";
 const POLICY_API: &str = "gateway.envoyproxy.io/v1alpha1";
 const NAME: &str = "tea-protection";
 /// Requests that each entry lets through.
@@ -27,21 +28,29 @@ const REQUESTS: u64 = 30;
 const SLOW_PATH: &str = "/tea?delay_ms=300";
 
 pub(super) async fn play(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
-    install_definition(fleet).await.context("installing the definition in the hub")?;
+    for name in [CRD, SECURITY_CRD] {
+        install_definition(fleet, name).await.context("installing a definition in the hub")?;
+    }
     facts.look("s1", "a local rate limit follows the route into every entry", limited(fleet)).await;
     facts.look("s2", "it goes when it is deleted in the hub", unlimited(fleet)).await;
     facts.look("s3", "a circuit breaker follows the route, too", broken(fleet)).await;
-    let key = ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD);
-    fleet.world().hub().objects().delete(&key).await?;
+    facts.look("s4", "secrets that a policy names are never copied", secrets(fleet)).await;
+    for name in [CRD, SECURITY_CRD] {
+        fleet.world().hub().objects().delete(&definition_key(name)).await?;
+    }
     Ok(())
 }
 
-async fn install_definition(fleet: &Fleet<'_>) -> Result<()> {
-    let key = ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", CRD);
+fn definition_key(name: &str) -> ObjectKey {
+    ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", name)
+}
+
+async fn install_definition(fleet: &Fleet<'_>, name: &str) -> Result<()> {
+    let key = definition_key(name);
     let mut definition =
         fleet.world().member(EAST)?.objects().get(&key).await?.context("east has none")?;
     let annotations = definition["metadata"]["annotations"].clone();
-    definition["metadata"] = json!({"name": CRD, "annotations": annotations});
+    definition["metadata"] = json!({"name": name, "annotations": annotations});
     if let Some(fields) = definition.as_object_mut() {
         fields.remove("status");
     }
@@ -117,9 +126,10 @@ async fn unlimited(fleet: &Fleet<'_>) -> Result<Finding> {
     let mut more = Figures::new();
     for name in [EAST, WEST, SOUTH] {
         wait::until(&format!("{name} to let all through"), LIMIT, || async {
-            let report = send(fleet, name, PATH, 1).await?;
-            let all = report.failed() == 0;
-            Ok(if all { Look::Done(()) } else { Look::Not(format!("{:?}", statuses(&report))) })
+            // A 429 is an answer, too.
+            let counts = statuses(&send(fleet, name, PATH, 1).await?);
+            let all = counts.get(&200) == Some(&usize::try_from(REQUESTS)?);
+            Ok(if all { Look::Done(()) } else { Look::Not(format!("{counts:?}")) })
         })
         .await?;
     }
@@ -147,4 +157,51 @@ async fn broken(fleet: &Fleet<'_>) -> Result<Finding> {
             ("one_at_once", json!(format!("{one_by_one:?}"))),
         ]),
     ))
+}
+
+/// A policy that asks for passwords follows; the Secret with them is each member's own business.
+async fn secrets(fleet: &Fleet<'_>) -> Result<Finding> {
+    const USERS: &str = "tea-users";
+    let hub = fleet.world().hub().objects();
+    let meta = |name: &str| json!({"name": name, "namespace": shop::NAMESPACE});
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": meta(USERS),
+        "stringData": {".htpasswd": "user:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="},
+    });
+    let policy = json!({
+        "apiVersion": POLICY_API, "kind": "SecurityPolicy", "metadata": meta("tea-auth"),
+        "spec": {
+            "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": SERVICE}],
+            "basicAuth": {"users": {"name": USERS}},
+        },
+    });
+    hub.apply_all(&[secret.clone(), policy.clone()]).await?;
+    let copy = ObjectKey::new(POLICY_API, "SecurityPolicy", shop::NAMESPACE, "tea-auth-global");
+    let users = ObjectKey::new("v1", "Secret", shop::NAMESPACE, USERS);
+    let mut more = Figures::new();
+    let mut holds = true;
+    for member in fleet.world().members() {
+        wait::until(&format!("the policy in {}", member.name()), LIMIT, || async {
+            let there = member.objects().get(&copy).await?.is_some();
+            Ok(if there { Look::Done(()) } else { Look::Not("it is not there".into()) })
+        })
+        .await?;
+        let copied = member.objects().get(&users).await?.is_some();
+        holds &= !copied;
+        more.insert(format!("secret in {}", member.name()), json!(copied));
+    }
+    // Without the Secret nobody is let in: half a policy would open what it protects.
+    wait_status(fleet, PATH, 1, 500).await?;
+    fleet.world().member(EAST)?.objects().apply(&secret).await?;
+    let address = entry(fleet.world().member(EAST)?).await?;
+    let asked = shop::wait_answers_at(address, PATH, "a question for a password", |seen| {
+        seen.status == 401
+    })
+    .await;
+    more.insert("with a Secret of its own east asks".into(), json!(asked.is_ok()));
+    hub.delete(&ObjectKey::of(&policy)?).await?;
+    hub.delete(&users).await?;
+    fleet.world().member(EAST)?.objects().delete(&users).await?;
+    fleet.wait_live(PATH).await?;
+    Ok(Finding::new(holds && asked.is_ok(), more))
 }

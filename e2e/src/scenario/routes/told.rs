@@ -72,14 +72,14 @@ async fn grpc_explained(stage: &Stage<'_>) -> Result<Finding> {
 }
 
 /// A global route of this name alone, without a plain twin.
-async fn declare(stage: &Stage<'_>, name: &str, path: &str, rule: Value) -> Result<()> {
+pub(super) async fn declare(stage: &Stage<'_>, name: &str, path: &str, rule: Value) -> Result<()> {
     let mut rule = rule;
     rule["matches"] = json!([{"path": {"type": "PathPrefix", "value": path}}]);
     let route = super::route("HTTPRoute", name, "http", &json!([rule]), super::Side::Fleet);
     stage.fleet.world().hub().objects().apply(&route).await.map(drop)
 }
 
-async fn wait_answer(stage: &Stage<'_>, path: &str, status: u16) -> Result<String> {
+pub(super) async fn wait_answer(stage: &Stage<'_>, path: &str, status: u16) -> Result<String> {
     wait::until(&format!("{path} to be answered {status}"), super::LIMIT, || async {
         let host = format!("http.{}", super::Side::Fleet.domain());
         let seen = crate::fleet::shop::ask_host(stage.entry, &host, path).await?;
@@ -157,18 +157,22 @@ async fn grant(stage: &Stage<'_>) -> Result<Finding> {
     ))
 }
 
-/// The older route has the later name, so that a member's gateway alone would choose the other one.
-async fn older(stage: &Stage<'_>) -> Result<Finding> {
-    let rule = |service: &str| json!({"backendRefs": [{"name": service}]});
-    declare(stage, "zz-older", "/twice", rule("echo-2")).await?;
-    wait_answer(stage, "/twice", 200).await?;
-    // Times of objects are whole seconds.
+/// Times of objects are whole seconds.
+pub(super) async fn next_second() -> Result<()> {
     let declared = std::time::Instant::now();
     wait::until("the next second", super::LIMIT, || async {
         let passed = declared.elapsed() >= std::time::Duration::from_millis(1100);
         Ok(if passed { Look::Done(()) } else { Look::Not("not yet".into()) })
     })
-    .await?;
+    .await
+}
+
+/// The older route has the later name, so that a member's gateway alone would choose the other one.
+async fn older(stage: &Stage<'_>) -> Result<Finding> {
+    let rule = |service: &str| json!({"backendRefs": [{"name": service}]});
+    declare(stage, "zz-older", "/twice", rule("echo-2")).await?;
+    wait_answer(stage, "/twice", 200).await?;
+    next_second().await?;
     declare(stage, "aa-newer", "/twice", rule("echo")).await?;
     let key = ObjectKey::new(GATEWAY_API, "HTTPRoute", NAMESPACE, "aa-newer");
     let hub = stage.fleet.world().hub().objects();

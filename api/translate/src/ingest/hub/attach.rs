@@ -6,10 +6,10 @@ use fairlead_crds::keys;
 use fairlead_model::policy::ParentRef;
 use fairlead_model::{Json, NsName, Reason, RouteKey, RouteKind};
 
-use super::gateway::{Admission, HubGateway, Namespaces};
+use super::gateway::{Admission, HubGateway};
 use super::hostname;
-use super::verdict::{ListenerVerdict, ParentVerdict, Verdict};
-use crate::raw;
+use super::verdict::{ListenerSetVerdict, ListenerVerdict, ParentVerdict, Verdict};
+use crate::{names, raw};
 
 /// Most parents of a route, as the Gateway API says.
 const PARENTS_MAX: usize = 32;
@@ -31,15 +31,16 @@ pub(super) fn attach(
     route: &Json,
     namespace_labels: &BTreeMap<String, String>,
     gateways: &BTreeMap<NsName, HubGateway>,
+    sets: &BTreeMap<NsName, ListenerSetVerdict>,
 ) -> Attachment {
     let mut attachment = Attachment::default();
     if raw::is_deleting(route) {
         return attachment;
     }
     for written in raw::list(route, "/spec/parentRefs").iter().take(PARENTS_MAX) {
-        let Some(name) = gateway_name(key, written) else { continue };
-        let Some(gateway) = gateways.get(&name) else { continue };
-        let asked = Asked { key, route, namespace_labels, gateway: &name };
+        let Some(parent) = Parent::read(key, written, sets) else { continue };
+        let Some(gateway) = gateways.get(&parent.gateway) else { continue };
+        let asked = Asked { key, route, namespace_labels, parent: &parent };
         let accepted = match section(written) {
             Ok((section, port)) => {
                 let found = asked.find_listeners(gateway, section, port);
@@ -47,10 +48,12 @@ pub(super) fn attach(
             }
             Err(verdict) => Err(verdict),
         };
+        let name = parent.gateway.clone();
         let verdict = match accepted {
             Ok((listeners, section, port)) => {
+                let parents = parent.refs(gateway, &listeners, section, port);
+                attachment.accepted.extend(parents);
                 attachment.listeners.extend(listeners.into_iter().map(|at| (name.clone(), at)));
-                attachment.accepted.push(ParentRef { gateway: name.clone(), section, port });
                 Verdict::Yes
             }
             Err(verdict) => verdict,
@@ -64,13 +67,67 @@ pub(super) fn attach(
     attachment
 }
 
-/// The Gateway that a parentRef names; none when it names something else.
-fn gateway_name(key: &RouteKey, written: &Json) -> Option<NsName> {
-    let text = |name: &str| written.get(name).and_then(Json::as_str);
-    let is_gateway = text("group").unwrap_or(keys::GATEWAY_GROUP) == keys::GATEWAY_GROUP
-        && text("kind").unwrap_or("Gateway") == "Gateway";
-    let namespace = text("namespace").unwrap_or(&key.name.namespace);
-    is_gateway.then_some(NsName::new(namespace, raw::field(written, "name")?))
+/// What a parentRef names.
+struct Parent {
+    gateway: NsName,
+    /// A ListenerSet of that Gateway.
+    set: Option<NsName>,
+}
+
+impl Parent {
+    /// None when it names nothing of ours.
+    fn read(
+        key: &RouteKey,
+        written: &Json,
+        sets: &BTreeMap<NsName, ListenerSetVerdict>,
+    ) -> Option<Self> {
+        let text = |name: &str| written.get(name).and_then(Json::as_str);
+        if text("group").unwrap_or(keys::GATEWAY_GROUP) != keys::GATEWAY_GROUP {
+            return None;
+        }
+        let namespace = text("namespace").unwrap_or(&key.name.namespace);
+        let name = NsName::new(namespace, raw::field(written, "name")?);
+        match text("kind").unwrap_or("Gateway") {
+            "Gateway" => Some(Self { gateway: name, set: None }),
+            "ListenerSet" => {
+                Some(Self { gateway: sets.get(&name)?.gateway.clone(), set: Some(name) })
+            }
+            _ => None,
+        }
+    }
+
+    /// Where members attach the route. Their Gateway has the listeners of all sets, so that who meant
+    /// some of them must name each.
+    fn refs(
+        &self,
+        gateway: &HubGateway,
+        listeners: &[usize],
+        section: Option<String>,
+        port: Option<u16>,
+    ) -> Vec<ParentRef> {
+        let has_sets = gateway.doors.iter().any(|door| door.set.is_some());
+        if !has_sets || (section.is_some() && self.set.is_none()) {
+            return vec![ParentRef { gateway: self.gateway.clone(), section, port }];
+        }
+        let named = listeners.iter().filter_map(|at| gateway.verdict.listeners.get(*at));
+        let reference = |listener: &ListenerVerdict| {
+            let section = match &self.set {
+                Some(set) => names::set_listener(set, &listener.name),
+                None => listener.name.clone(),
+            };
+            ParentRef { gateway: self.gateway.clone(), section: Some(section), port: None }
+        };
+        named.take(PARENTS_MAX).map(reference).collect()
+    }
+}
+
+impl std::fmt::Display for Parent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.set {
+            Some(set) => write!(f, "ListenerSet {set}"),
+            None => write!(f, "Gateway {}", self.gateway),
+        }
+    }
 }
 
 /// Section and port. What cannot be read must not mean "any".
@@ -93,7 +150,7 @@ struct Asked<'a> {
     key: &'a RouteKey,
     route: &'a Json,
     namespace_labels: &'a BTreeMap<String, String>,
-    gateway: &'a NsName,
+    parent: &'a Parent,
 }
 
 impl Asked<'_> {
@@ -115,10 +172,11 @@ impl Asked<'_> {
         let named = narrow(
             pairs,
             |listener, door| {
-                section.is_none_or(|section| section == listener.name)
+                door.set == self.parent.set
+                    && section.is_none_or(|section| section == listener.name)
                     && port.is_none_or(|port| port == door.port)
             },
-            || (Reason::NoMatchingParent, format!("Gateway {} has no such listener", self.gateway)),
+            || (Reason::NoMatchingParent, format!("{} has no such listener", self.parent)),
         )?;
         let allowed = narrow(
             named,
@@ -152,12 +210,8 @@ impl Asked<'_> {
     }
 
     fn may_come(&self, door: &Admission) -> bool {
-        match &door.namespaces {
-            Namespaces::All => true,
-            Namespaces::Same => self.key.name.namespace == self.gateway.namespace,
-            Namespaces::Selected(selector) => selector.matches(self.namespace_labels),
-            Namespaces::Nobody => false,
-        }
+        let namespace = &self.key.name.namespace;
+        door.namespaces.admit(&door.namespace, namespace, self.namespace_labels)
     }
 
     /// Hostnames of the route; empty = all. Connections without names have none.

@@ -90,7 +90,7 @@ fn refusal(
         return Some(Verdict::no(Reason::TargetNotFound, what));
     };
     if let Some(section) = section
-        && !there.verdict.listeners.iter().any(|listener| listener.name == *section)
+        && !there.has_listener(section)
     {
         let what = format!("Gateway {gateway} has no listener named {section}");
         return Some(Verdict::no(Reason::TargetNotFound, what));

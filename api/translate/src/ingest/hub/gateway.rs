@@ -15,7 +15,7 @@ use crate::ingest::hub::spread;
 use crate::raw;
 
 /// Most listeners, as the Gateway API says.
-const LISTENERS_MAX: usize = 64;
+pub(super) const LISTENERS_MAX: usize = 64;
 
 /// A Gateway of ours: what attaches to it, what is said of it, and the model's side of it.
 pub(super) struct HubGateway {
@@ -23,8 +23,18 @@ pub(super) struct HubGateway {
     pub(super) verdict: GatewayVerdict,
     /// What its listeners take, in the order of the verdict.
     pub(super) doors: Vec<Admission>,
+    /// Every listener that holds its port, those of ListenerSets included.
+    pub(super) listeners: Vec<Listener>,
     /// Its place in the policy; none when it is not accepted.
     pub(super) global: Option<GlobalGateway>,
+}
+
+impl HubGateway {
+    /// Whether the Gateway itself has a listener of that name.
+    pub(super) fn has_listener(&self, name: &str) -> bool {
+        let mut own = self.verdict.listeners.iter().zip(&self.doors);
+        own.any(|(listener, door)| door.set.is_none() && listener.name == name)
+    }
 }
 
 /// What one listener takes.
@@ -32,15 +42,36 @@ pub(super) struct Admission {
     pub(super) port: u16,
     pub(super) hostname: Option<String>,
     pub(super) namespaces: Namespaces,
+    /// Namespace of its owner.
+    pub(super) namespace: String,
+    /// The ListenerSet that has it; none = the Gateway.
+    pub(super) set: Option<NsName>,
 }
 
-/// From which namespaces routes may attach.
+/// From which namespaces somebody may attach.
 pub(super) enum Namespaces {
     All,
     Same,
     Selected(LabelSelector),
     /// What cannot be read lets nobody in.
     Nobody,
+}
+
+impl Namespaces {
+    /// Whether somebody of a namespace with these labels may attach to what is in namespace `own`.
+    pub(super) fn admit(
+        &self,
+        own: &str,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> bool {
+        match self {
+            Self::All => true,
+            Self::Same => namespace == own,
+            Self::Selected(selector) => selector.matches(labels),
+            Self::Nobody => false,
+        }
+    }
 }
 
 /// GatewayClasses of our controller.
@@ -82,40 +113,66 @@ pub(super) fn ingest_gateways(
         .collect()
 }
 
-fn ingest_gateway(name: &NsName, gateway: &Json, grants: &Grants) -> HubGateway {
-    let mut listeners = Vec::new();
-    let mut doors = Vec::new();
-    let mut verdicts = Vec::new();
+/// Whose listeners are read.
+pub(super) struct Owner<'a> {
+    /// Kind of the Gateway API, for grants.
+    pub(super) kind: &'static str,
+    pub(super) name: &'a NsName,
+}
+
+/// A listener as it is written.
+pub(super) struct Read {
+    pub(super) listener: Listener,
+    pub(super) door: Admission,
+    pub(super) verdict: ListenerVerdict,
+    pub(super) written: Json,
+}
+
+/// Reads listeners. Those that no API server lets in are left out; they take nothing.
+pub(super) fn read_listeners(owner: &Owner<'_>, written: &[Json], grants: &Grants) -> Vec<Read> {
     let mut seen = BTreeSet::new();
-    for written in raw::list(gateway, "/spec/listeners").iter().take(LISTENERS_MAX) {
-        let (Some(listener), Some(port)) =
-            (raw::field(written, "name"), raw::port(written, "port"))
+    let mut all = Vec::new();
+    for written in written.iter().take(LISTENERS_MAX) {
+        let (Some(name), Some(port)) = (raw::field(written, "name"), raw::port(written, "port"))
         else {
-            continue; // No API server lets such a listener in; it takes nothing.
+            continue;
         };
-        if !seen.insert(listener) {
+        if !seen.insert(name) {
             continue;
         }
         let listener = Listener {
-            name: listener.to_owned(),
+            name: name.to_owned(),
             port,
             protocol: raw::field(written, "protocol").unwrap_or_default().to_owned(),
             hostname: raw::field(written, "hostname").map(str::to_owned),
         };
         let (kinds, has_invalid_kinds) = kinds(&listener.protocol, written);
-        verdicts.push(ListenerVerdict {
+        let verdict = ListenerVerdict {
             name: listener.name.clone(),
             has_invalid_kinds,
-            certificates: certificate_fault(&listener.protocol, written, &name.namespace, grants),
+            certificates: certificate_fault(&listener.protocol, written, owner, grants),
             kinds,
             ..ListenerVerdict::default()
-        });
-        doors.push(Admission {
+        };
+        let door = Admission {
             port,
             hostname: listener.hostname.clone(),
             namespaces: namespaces(written),
-        });
-        listeners.push(listener);
+            namespace: owner.name.namespace.to_string(),
+            set: None,
+        };
+        all.push(Read { listener, door, verdict, written: written.clone() });
+    }
+    all
+}
+
+fn ingest_gateway(name: &NsName, gateway: &Json, grants: &Grants) -> HubGateway {
+    let owner = Owner { kind: "Gateway", name };
+    let (mut listeners, mut doors, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
+    for read in read_listeners(&owner, raw::list(gateway, "/spec/listeners"), grants) {
+        listeners.push(read.listener);
+        doors.push(read.door);
+        verdicts.push(read.verdict);
     }
     judge_listeners(&listeners, &mut verdicts);
     let accepted = if verdicts.iter().any(|listener| listener.accepted.is_yes()) {
@@ -123,16 +180,17 @@ fn ingest_gateway(name: &NsName, gateway: &Json, grants: &Grants) -> HubGateway 
     } else {
         Verdict::no(Reason::UnsupportedValue, "none of its listeners can be used")
     };
-    let usable = listeners.into_iter().zip(&verdicts).filter(|(_, v)| v.accepted.is_yes());
+    let usable = listeners.iter().zip(&verdicts).filter(|(_, v)| v.accepted.is_yes());
     let global = accepted.is_yes().then(|| GlobalGateway {
         name: name.clone(),
         created_at: raw::created_at(gateway),
         spec: Arc::new(gateway.get("spec").cloned().unwrap_or_default()),
-        listeners: usable.map(|(listener, _)| listener).collect(),
+        listeners: usable.map(|(listener, _)| listener.clone()).collect(),
     });
+    let generation = raw::generation(gateway);
     let verdict =
-        GatewayVerdict { generation: raw::generation(gateway), accepted, listeners: verdicts };
-    HubGateway { verdict, doors, global }
+        GatewayVerdict { generation, accepted, listeners: verdicts, ..GatewayVerdict::default() };
+    HubGateway { verdict, doors, listeners, global }
 }
 
 /// Kinds that a protocol carries.
@@ -173,9 +231,10 @@ fn is_passthrough(listener: &Json) -> bool {
 fn certificate_fault(
     protocol: &str,
     listener: &Json,
-    namespace: &str,
+    owner: &Owner<'_>,
     grants: &Grants,
 ) -> Option<CertificateFault> {
+    let namespace = &*owner.name.namespace;
     if !matches!(protocol, "HTTPS" | "TLS") || is_passthrough(listener) {
         return None;
     }
@@ -196,22 +255,28 @@ fn certificate_fault(
             return Some(CertificateFault::Invalid(format!("{kind} {name} is no Secret")));
         }
         let to = NsName::new(raw::field(reference, "namespace").unwrap_or(namespace), name);
-        let permitted = grants.permits_from("Gateway", namespace, group, kind, &to);
+        let permitted = grants.permits_from(owner.kind, namespace, group, kind, &to);
         (!permitted).then(|| {
             CertificateFault::NotPermitted(format!(
-                "Secret {to} is in another namespace; a ReferenceGrant there must name Gateways of \
-                 namespace {namespace}"
+                "Secret {to} is in another namespace; a ReferenceGrant there must name {}s of \
+                 namespace {namespace}",
+                owner.kind
             ))
         })
     })
 }
 
 fn namespaces(listener: &Json) -> Namespaces {
-    let Some(written) = listener.pointer("/allowedRoutes/namespaces") else {
-        return Namespaces::Same;
-    };
+    match listener.pointer("/allowedRoutes/namespaces") {
+        None => Namespaces::Same,
+        Some(written) => namespaces_of(written, Namespaces::Same),
+    }
+}
+
+/// From where a `namespaces` lets somebody come.
+pub(super) fn namespaces_of(written: &Json, default: Namespaces) -> Namespaces {
     match written.get("from") {
-        None | Some(Json::Null) => Namespaces::Same,
+        None | Some(Json::Null) => default,
         Some(from) => match from.as_str() {
             Some("All") => Namespaces::All,
             Some("Same") => Namespaces::Same,
@@ -228,29 +293,36 @@ fn namespaces(listener: &Json) -> Namespaces {
 fn judge_listeners(listeners: &[Listener], verdicts: &mut [ListenerVerdict]) {
     for (at, listener) in listeners.iter().enumerate() {
         let others = listeners.iter().enumerate().filter(|(other, _)| *other != at);
-        let conflict =
-            others.filter_map(|(_, other)| conflict(listener, other)).min_by_key(|c| match c {
-                Conflict::Protocol => 0,
-                Conflict::Hostname => 1,
-            });
-        let verdict = &mut verdicts[at];
-        verdict.conflict = conflict;
-        if kinds_of(&listener.protocol, false).is_empty() {
-            let protocol = fairlead_model::id::printable(&listener.protocol);
-            verdict.accepted = Verdict::no(
-                Reason::UnsupportedProtocol,
-                format!("protocol {protocol:?} is not one of HTTP, HTTPS, TLS, TCP, UDP"),
-            );
-        } else if let Some(conflict) = conflict {
-            let what = match conflict {
-                Conflict::Protocol => "of another protocol",
-                Conflict::Hostname => "with the same hostname",
-            };
-            verdict.accepted = Verdict::no(
-                Reason::Conflicted,
-                format!("port {} has another listener {what}", listener.port),
-            );
-        }
+        judge_listener(listener, others.map(|(_, other)| other), &mut verdicts[at]);
+    }
+}
+
+/// Judges one listener beside others.
+pub(super) fn judge_listener<'a>(
+    listener: &Listener,
+    others: impl Iterator<Item = &'a Listener>,
+    verdict: &mut ListenerVerdict,
+) {
+    let conflict = others.filter_map(|other| conflict(listener, other)).min_by_key(|c| match c {
+        Conflict::Protocol => 0,
+        Conflict::Hostname => 1,
+    });
+    verdict.conflict = conflict;
+    if kinds_of(&listener.protocol, false).is_empty() {
+        let protocol = fairlead_model::id::printable(&listener.protocol);
+        verdict.accepted = Verdict::no(
+            Reason::UnsupportedProtocol,
+            format!("protocol {protocol:?} is not one of HTTP, HTTPS, TLS, TCP, UDP"),
+        );
+    } else if let Some(conflict) = conflict {
+        let what = match conflict {
+            Conflict::Protocol => "of another protocol",
+            Conflict::Hostname => "with the same hostname",
+        };
+        verdict.accepted = Verdict::no(
+            Reason::Conflicted,
+            format!("port {} has another listener {what}", listener.port),
+        );
     }
 }
 

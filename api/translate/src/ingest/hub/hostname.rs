@@ -1,7 +1,7 @@
 //! Which hostnames have requests in common. `*.` stands for one or more labels.
 
 /// True when a listener and a route have a hostname in common. None, and no hostnames, mean all.
-pub(super) fn intersects(listener: Option<&str>, route: &[&str]) -> bool {
+pub(crate) fn intersects(listener: Option<&str>, route: &[&str]) -> bool {
     let Some(listener) = listener else { return true };
     route.is_empty() || route.iter().any(|name| overlap(listener, name))
 }

@@ -12,6 +12,7 @@ mod follow;
 mod gateway;
 mod grant;
 mod hostname;
+mod listener_set;
 mod member;
 mod policy;
 mod route;
@@ -28,9 +29,12 @@ use fairlead_model::policy::{GlobalRoute, Policy};
 use fairlead_model::{Json, Note, NsName, ObjectId, RouteKey, RouteKind};
 
 pub use verdict::{
-    CertificateFault, ClassVerdict, Conflict, DnsVerdict, GatewayVerdict, ListenerVerdict,
-    ParentVerdict, PolicyVerdict, RouteVerdict, TargetVerdict, Verdict,
+    CertificateFault, ClassVerdict, Conflict, DnsVerdict, GatewayVerdict, ListenerSetVerdict,
+    ListenerVerdict, ParentVerdict, PolicyVerdict, RouteVerdict, TargetVerdict, Verdict,
 };
+
+pub(crate) use hostname::intersects;
+pub(crate) use settle::canonical;
 
 use crate::raw;
 
@@ -43,6 +47,8 @@ pub struct HubObjects {
     pub gateway_classes: BTreeMap<String, Json>,
     /// Gateways.
     pub gateways: BTreeMap<NsName, Json>,
+    /// ListenerSets.
+    pub listener_sets: BTreeMap<NsName, Json>,
     /// Routes of every kind.
     pub routes: BTreeMap<RouteKey, Json>,
     /// ReferenceGrants.
@@ -90,6 +96,7 @@ impl HubObjects {
         }
         let namespaced = match (&*id.group, &*id.kind) {
             (keys::GATEWAY_GROUP, "Gateway") => &mut self.gateways,
+            (keys::GATEWAY_GROUP, "ListenerSet") => &mut self.listener_sets,
             (keys::GATEWAY_GROUP, "ReferenceGrant") => &mut self.reference_grants,
             (keys::GROUP, "TrafficPolicy") => &mut self.traffic_policies,
             (keys::GROUP, "DNSPolicy") => &mut self.dns_policies,
@@ -118,6 +125,8 @@ pub struct Ingested {
     pub classes: BTreeMap<String, ClassVerdict>,
     /// Gateways of those classes.
     pub gateways: BTreeMap<NsName, GatewayVerdict>,
+    /// ListenerSets of those Gateways.
+    pub listener_sets: BTreeMap<NsName, ListenerSetVerdict>,
     /// Routes with a parent among those Gateways.
     pub routes: BTreeMap<RouteKey, RouteVerdict>,
     /// TrafficPolicies.
@@ -135,12 +144,13 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     out.classes = gateway::ingest_classes(&objects.gateway_classes);
     let grants = grant::Grants::new(&objects.reference_grants);
     let mut gateways = gateway::ingest_gateways(&objects.gateways, &out.classes, &grants);
+    out.listener_sets = listener_set::ingest_sets(objects, &mut gateways, &grants);
 
     let mut routes: BTreeMap<RouteKey, GlobalRoute> = BTreeMap::new();
     let mut attached: BTreeMap<RouteKey, settle::Attached> = BTreeMap::new();
     for (key, route) in &objects.routes {
         let labels = objects.namespace_labels(&key.name.namespace);
-        let attachment = attach::attach(key, route, &labels, &gateways);
+        let attachment = attach::attach(key, route, &labels, &gateways, &out.listener_sets);
         let listeners = attachment.listeners.clone();
         let Some((verdict, global)) = route::ingest_route(key, route, attachment, &grants) else {
             continue; // No parent of ours: not our route.
@@ -159,7 +169,8 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     (out.policy.dns, out.dns_policies) =
         dns::ingest_dns_policies(&objects.dns_policies, &gateways, &mut out.notes);
     out.policy.routes = routes.into_iter().map(|(key, route)| (key, Arc::new(route))).collect();
-    for (name, gateway) in gateways {
+    for (name, mut gateway) in gateways {
+        listener_set::hand_back(&mut gateway, &mut out.listener_sets);
         out.policy.gateways.extend(gateway.global.map(|global| (name.clone(), global)));
         out.gateways.insert(name, gateway.verdict);
     }

@@ -174,7 +174,7 @@ fn places(
 }
 
 /// One spelling for matches that take the same requests.
-fn canonical(kind: RouteKind, one: &Json) -> String {
+pub(crate) fn canonical(kind: RouteKind, one: &Json) -> String {
     let mut one = one.clone();
     let Some(fields) = one.as_object_mut() else { return one.to_string() };
     if kind == RouteKind::HTTPRoute {

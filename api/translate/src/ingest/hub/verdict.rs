@@ -47,6 +47,21 @@ pub struct GatewayVerdict {
     pub accepted: Verdict,
     /// Listeners in the order of the spec.
     pub listeners: Vec<ListenerVerdict>,
+    /// ListenerSets that are attached to it.
+    pub attached_sets: u32,
+}
+
+/// About a ListenerSet of a Gateway of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerSetVerdict {
+    /// The generation that was read.
+    pub generation: i64,
+    /// Its Gateway.
+    pub gateway: NsName,
+    /// Whether any of it can be used.
+    pub accepted: Verdict,
+    /// Listeners in the order of the spec; none when the Gateway does not take it.
+    pub listeners: Vec<ListenerVerdict>,
 }
 
 /// About a listener.

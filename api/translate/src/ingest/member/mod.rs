@@ -11,6 +11,7 @@ mod gateway;
 mod place;
 mod route;
 mod service;
+mod shadow;
 mod slice;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub use gateway::{ingest_gateway, ingest_gateway_class};
 pub use place::ingest_location;
 pub use route::ingest_route_acceptance;
 pub use service::{ingest_grants, ingest_service};
+pub use shadow::Shadows;
 pub use slice::{Family, SliceCounts, ingest_slice_counts, slice_service, sum_slice_counts};
 
 use crate::raw;
