@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
-use fairlead_model::view::{BackendExplanation, Explanation, MemberShare};
+use fairlead_model::view::{BackendExplanation, EntryExplanation, Explanation, MemberShare};
 use fairlead_model::{MemberId, Reason};
 use serde_json::{Value as Json, json};
 
@@ -108,7 +108,7 @@ pub(crate) async fn run(connection: &Connection, args: &DrainArgs) -> Result<(),
     }
     set_state(&cluster, &args.member, spec, steps).await?;
     if args.wait {
-        wait_led_away(&hub, args.member.as_str(), args.timeout, steps).await?;
+        wait_led_away(&hub, (args.member.as_str(), state), args.timeout, steps).await?;
     }
     Ok(())
 }
@@ -221,12 +221,16 @@ fn can_take(share: &MemberShare) -> bool {
 /// Waits until no entry sends anything to the member.
 pub(crate) async fn wait_led_away(
     hub: &HubApi<'_>,
-    member: &str,
+    (member, state): (&str, &str),
     timeout: Duration,
     steps: Steps,
 ) -> Result<(), Failure> {
     let what = format!("waiting until nothing is sent to {member}");
-    let ended = wait_empty(&what, timeout, steps, || senders(hub, member)).await;
+    let left = || async {
+        let unheard = unheard(hub, member, state).await?;
+        if unheard.is_empty() { senders(hub, member).await } else { Ok(unheard) }
+    };
+    let ended = wait_empty(&what, timeout, steps, left).await;
     match ended? {
         None => {
             steps.done(format!("drained: nothing is sent to {member}"));
@@ -247,7 +251,11 @@ async fn wait_given_back(
     steps: Steps,
 ) -> Result<(), Failure> {
     let what = format!("waiting until {member} has its whole share again");
-    match wait_empty(&what, timeout, steps, || returning(hub, member)).await? {
+    let left = || async {
+        let unheard = unheard(hub, member.as_str(), "Active").await?;
+        if unheard.is_empty() { returning(hub, member).await } else { Ok(unheard) }
+    };
+    match wait_empty(&what, timeout, steps, left).await? {
         None => {
             steps.done(format!("{member} has its whole share"));
             Ok(())
@@ -300,12 +308,31 @@ async fn senders(hub: &HubApi<'_>, member: &str) -> Result<Vec<String>, Failure>
                 share.member.as_str() == member && share.share_now.unwrap_or(share.share) > 0
             });
             // What its own clients send to a service that runs nowhere else stays there.
-            if sends && entry.as_str() != member {
+            if sends && (entry.as_str() != member || could_leave(explained, member)) {
                 senders.push(format!("{entry} ({})", route.route));
             }
         }
     }
     Ok(senders)
+}
+
+/// Whether others could serve what a member sends to itself.
+fn could_leave(explained: &EntryExplanation, member: &str) -> bool {
+    let other =
+        |share: &MemberShare| share.member.as_str() != member && share.ready > 0 && can_take(share);
+    let backends = explained.rules.iter().flat_map(|rule| &rule.backends);
+    let mut own = backends.filter(|backend| {
+        let mut shares = backend.members.iter();
+        shares.any(|s| s.member.as_str() == member && s.share_now.unwrap_or(s.share) > 0)
+    });
+    own.any(|backend| backend.members.iter().any(other))
+}
+
+/// What the hub has not heard of yet: the state that was just set.
+async fn unheard(hub: &HubApi<'_>, member: &str, state: &str) -> Result<Vec<String>, Failure> {
+    let members = hub.members().await?;
+    let heard = members.iter().any(|view| view.member.as_str() == member && view.traffic == state);
+    Ok(if heard { Vec::new() } else { vec!["the hub (not heard of it)".to_owned()] })
 }
 
 /// Other members that have not applied their newest plan, or whose gateways have not taken it.

@@ -195,7 +195,7 @@ async fn drain(
     let name = NameIn { namespace: "", name: member };
     let patch = json!({"spec": {"trafficState": "Draining"}});
     hub.merge(&member_cluster(), &name, &patch).await?;
-    drain::wait_led_away(&HubApi::new(hub, home), member, timeout, steps)
+    drain::wait_led_away(&HubApi::new(hub, home), (member, "Draining"), timeout, steps)
         .await
         .map_err(|failure| failure.next("leave without --drain to go on anyway"))
 }

@@ -98,6 +98,21 @@ pub(super) fn set_header(backend: &mut Json, capability: &str) -> Result<(), NoR
     Err(NoRoom)
 }
 
+/// Lets a backend without filters forget a header that a client sent as if it were ours. Beside remote
+/// backends every backend has a filter by that: Envoy Gateway gives each backend of a rule a cluster of
+/// its own name if one has filters, and all of them one cluster if none has. Were the local one without,
+/// the names would change, and requests fail, whenever the last remote backend comes or goes.
+pub(super) fn forget_header(backend: &mut Json) {
+    let filters = backend.get("filters").and_then(Json::as_array);
+    if filters.is_some_and(|filters| !filters.is_empty()) {
+        return;
+    }
+    backend["filters"] = json!([{
+        "type": "RequestHeaderModifier",
+        "requestHeaderModifier": {"remove": [keys::HEADER_BACKEND]},
+    }]);
+}
+
 /// Where copies of requests go.
 pub(super) struct MirrorTargets<'a> {
     /// Namespace of the route: where a reference without one leads.

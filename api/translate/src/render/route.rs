@@ -167,6 +167,7 @@ impl Writer<'_> {
         }
         let written = written.unwrap_or_default();
         let mut refs = Vec::new();
+        let crosses = self.crosses_by_header(planned);
         for (index, slot) in planned.slots.iter().enumerate() {
             let subject = format!("{subject}.backendRefs[{}]", slot.backend);
             let base = written.get(usize::from(slot.backend)).filter(|base| base.is_object());
@@ -179,12 +180,20 @@ impl Writer<'_> {
                 filter::rewrite_mirrors(filters, &targets, &subject, draft);
                 follow::rename_extensions(self.plan, targets.namespace, filters);
             }
+            if crosses {
+                filter::forget_header(&mut backend);
+            }
             backend["weight"] = planned.recipe.weights.get(index).copied().unwrap_or(0).into();
             refs.push(backend);
         }
         let whole = refs.len() == planned.slots.len();
         rule["backendRefs"] = refs.into();
         whole
+    }
+
+    fn crosses_by_header(&self, planned: &RulePlan) -> bool {
+        let remote = |slot: &Slot| matches!(slot.target, SlotTarget::Remote { .. });
+        self.route.route.key.kind.way() == Way::Header && planned.slots.iter().any(remote)
     }
 
     fn mirror_targets<'b>(&'b self, at: usize, planned: &RulePlan) -> MirrorTargets<'b> {
