@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fairlead_model::health::MemberState;
-use fairlead_model::plan::SlotTarget;
+use fairlead_model::plan::{SNI_LANES, SlotTarget};
 use fairlead_model::policy::{
     Backend, BackendTarget, Failback, FailbackMode, GlobalRoute, MemberSpec, ParentRef, Rule,
     Scope, Spread, StaleMember, Tier, TierMembers, TrafficState,
@@ -250,6 +250,7 @@ struct Sent<'a> {
     service: &'a NsName,
     port: u16,
     weight: u32,
+    lane: u16,
 }
 
 fn sent(planned: &Planned) -> Vec<Sent<'_>> {
@@ -257,7 +258,8 @@ fn sent(planned: &Planned) -> Vec<Sent<'_>> {
     for plan in planned.plans.values() {
         for (key, route) in &plan.routes {
             for rule in &route.rules {
-                for (slot, weight) in rule.slots.iter().zip(&rule.recipe.weights) {
+                let slots = rule.slots.iter().enumerate().zip(&rule.recipe.weights);
+                for ((at, slot), weight) in slots {
                     let (target, service, port) = match &slot.target {
                         SlotTarget::AsWritten => continue,
                         SlotTarget::Local { service, port } => (&plan.member, service, *port),
@@ -273,6 +275,7 @@ fn sent(planned: &Planned) -> Vec<Sent<'_>> {
                         service,
                         port,
                         weight: *weight,
+                        lane: rule.lane(at),
                     });
                 }
             }
@@ -381,7 +384,9 @@ proptest! {
             let peer = planned.plans[s.entry].peers.get(s.target);
             // What is kept from before may lead to a listener or port that is there no more.
             prop_assert!(peer.is_some() || s.kind.way() != Way::Header);
-            if !nothing_was_kept(&planned) {
+            // More services of one rule than lanes: what is beyond fails, and says so.
+            let beyond = s.kind.way() == Way::Sni && s.lane >= SNI_LANES;
+            if beyond || !nothing_was_kept(&planned) {
                 continue;
             }
             let door = planned.plans[s.target].door.as_ref().unwrap();
