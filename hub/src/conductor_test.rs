@@ -131,6 +131,10 @@ fn nothing_is_planned_before_all_kinds_are_read() {
     let carried = round(&conductor, Carried::default());
     assert_eq!(held_for(&conductor), [Reason::PolicyNotSynced]);
     load(&conductor, &hub_objects());
+    let carried = round(&conductor, carried);
+    assert_eq!(held_for(&conductor), [Reason::WaitingForMembers], "it had joined before");
+    connect(&conductor.fleet, 1);
+    conductor.fleet.report(&identity(), 1, held(2, 1));
     round(&conductor, carried);
     assert_eq!(held_for(&conductor), []);
     assert!(conductor.current.load().planned.is_some());

@@ -427,7 +427,12 @@ mod tests {
         let fake = mk_hub(&[share("south", 1, 100, "AsAsked"), share("west", 1, 9900, "AsAsked")]);
         let cluster = fake.cluster();
         let senders = senders(&HubApi::new(&cluster, HOME), "south").await.unwrap();
-        assert_eq!(senders, ["west (plan not applied)", "east (HTTPRoute/shop/cart)"]);
+        let shown = [
+            "west (plan not applied)",
+            "east (HTTPRoute/shop/cart)",
+            "south (HTTPRoute/shop/cart)",
+        ];
+        assert_eq!(senders, shown, "its own clients too, for others could serve them");
     }
 
     #[tokio::test]

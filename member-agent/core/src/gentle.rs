@@ -3,12 +3,12 @@
 //! Gateways keep backends of weight 0 out of their proxies (Envoy Gateway does). So with the write
 //! that gives a first share, the proxy may know the route before the backend, and with the write
 //! that takes the last one, the other way round: requests between the two fail. Therefore a change
-//! is made in two writes, with [`TRACE`] of the traffic in between until the gateway has taken the
+//! is made in two writes, with a trace of the traffic in between until the gateway has taken the
 //! first. A failover never waits for that, and neither does consent: a backend that is no longer
 //! named goes at once.
 //!
 //! ```text
-//!  0 ──▶ trace ──taken, and SETTLE_MS──▶ share          share ──▶ trace ──the same──▶ 0
+//!  0 ──▶ trace ──taken, and settled──▶ share          share ──▶ trace ──the same──▶ 0
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -25,6 +25,8 @@ use crate::{
 };
 
 const DOOR_PORT: u16 = 15443;
+/// The first lane of what is told apart by SNI.
+const SNI_PORT: u16 = 15444;
 
 pub(super) async fn play(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     let door = Door::of(fleet, WEST, EAST).await.context("finding west's door")?;
@@ -32,6 +34,8 @@ pub(super) async fn play(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     facts.look("d1", name, door.forged(fleet)).await;
     let name = "certificates that no member's CA signed are refused by TLS";
     facts.look("d2", name, door.strangers(fleet)).await;
+    let name = "a peer's certificate with a guessed server name opens nothing";
+    facts.look("d3", name, door.guessed()).await;
     Ok(())
 }
 
@@ -143,6 +147,54 @@ impl Door {
             }
         }
         Ok(Finding::new(holds, more))
+    }
+
+    /// At the listener that tells services apart by SNI: the door's own name shows that it lives.
+    async fn guessed(&self) -> Result<Finding> {
+        let address = SocketAddr::new(self.address.ip(), SNI_PORT);
+        let knock = async |sni: &str, certificate: Option<&Leaf>| {
+            let request = Request::get(shop::CART).header("host", shop::HOST);
+            let request: Request<Empty<Bytes>> = request.body(Empty::new())?;
+            let knock = Knock { address, name: sni, ca_pem: &self.ca_pem, certificate };
+            Ok::<_, anyhow::Error>(knock.request_unchecked(request).await?.status().as_u16())
+        };
+        let own = knock(&self.name, Some(&self.peer)).await.context("the door's own name")?;
+        let suffix = self.name.strip_prefix("door").context("a door's name")?;
+        let label = |text: &str| format!("{text}{suffix}");
+        let names = [
+            label(&"0".repeat(40)),
+            label(&self.capability[..40]),
+            label(&self.capability[..63]),
+            label("cart"),
+            label("cart.shop"),
+            label("*"),
+            "cart.shop.svc.cluster.local".to_owned(),
+            shop::HOST.to_owned(),
+        ];
+        let mut opened = Vec::new();
+        for name in &names {
+            match knock(name, Some(&self.peer)).await {
+                Ok(status) => opened.push(format!("{name}: {status}")),
+                Err(error) if tls::alert(&error).is_some() || is_closed(&error) => {}
+                // What is no name of a host cannot even be asked for.
+                Err(_) if name.starts_with('*') => {}
+                Err(error) => return Err(error).with_context(|| name.clone()),
+            }
+        }
+        let stranger = match knock(&self.name, None).await {
+            Ok(status) => format!("let in: {status}"),
+            Err(error) => tls::alert(&error).unwrap_or_else(|| format!("no alert: {error:#}")),
+        };
+        let refused = stranger == "CertificateRequired";
+        Ok(Finding::new(
+            opened.is_empty() && refused,
+            figures([
+                ("own_name", json!(own)),
+                ("names", json!(names.len())),
+                ("opened", json!(opened)),
+                ("without_a_certificate", json!(stranger)),
+            ]),
+        ))
     }
 
     async fn strangers(&self, fleet: &Fleet<'_>) -> Result<Finding> {
