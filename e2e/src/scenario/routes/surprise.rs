@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     echo::Answer,
-    fleet::shop,
+    fleet::{self, shop},
     net,
     object::ObjectKey,
     report::{Facts, Finding, figures, seconds},
@@ -37,6 +37,8 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) {
     }
     let name = "behind two gateways the service learns of each, and one request id";
     facts.look("t10", name, hops(stage)).await;
+    let name = "an ACME challenge is known in one entry only, unless a global route leads there";
+    facts.look("t11", name, challenge(stage)).await;
 }
 
 const SET_HOST: &str = "set.other.test";
@@ -150,6 +152,46 @@ async fn shadowed(stage: &Stage<'_>) -> Result<Finding> {
     .await?;
     let holds = still && told.contains("mine") && target == TARGET;
     Ok(Finding::new(holds, figures([("told", json!(told))])))
+}
+
+/// A route as an issuer's controller makes it for its solver, in one member; a redirect stands for the
+/// solver. The issuer asks whatever entry the name leads to.
+async fn challenge(stage: &Stage<'_>) -> Result<Finding> {
+    const FOLDER: &str = "/.well-known/acme-challenge";
+    let path = format!("{FOLDER}/token");
+    let host = format!("http.{}", Side::Fleet.domain());
+    let west = stage.fleet.world().member(TARGET)?;
+    let solver = json!({
+        "apiVersion": GATEWAY_API, "kind": "HTTPRoute",
+        "metadata": {"name": "solver", "namespace": NAMESPACE},
+        "spec": {
+            "parentRefs": [{"name": format!("{GATEWAY_NAMESPACE}-global"), "namespace": GATEWAY_NAMESPACE}],
+            "hostnames": [host],
+            "rules": [{
+                "matches": [{"path": {"type": "Exact", "value": path}}],
+                "filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 302}}],
+            }],
+        },
+    });
+    west.objects().apply(&solver).await?;
+    let there = fleet::entry(west).await?;
+    wait::until("the solver to answer where it is", LIMIT, || async {
+        let status = shop::ask_host(there, &host, &path).await?.status;
+        Ok(if status == 302 { Look::Done(()) } else { Look::Not(format!("it is {status}")) })
+    })
+    .await?;
+    let elsewhere = shop::ask_host(stage.entry, &host, &path).await?.status;
+    declare(stage, "challenges", FOLDER, json!({"backendRefs": [{"name": "echo"}]})).await?;
+    let led_to = wait_answer(stage, &path, 200).await?;
+    west.objects().delete(&ObjectKey::of(&solver)?).await?;
+    Ok(Finding::new(
+        elsewhere == 404 && led_to == TARGET,
+        figures([
+            ("where_it_is", json!(302)),
+            ("elsewhere", json!(elsewhere.as_u16())),
+            ("by_a_global_route", json!(led_to)),
+        ]),
+    ))
 }
 
 const DOOR_PORT: u16 = 15443;
