@@ -39,15 +39,16 @@ const TOKEN_SECRET_LEN: usize = 32;
 /// The calls `Enroll` and `Renew`.
 pub struct EnrollService {
     ca: Arc<Ca>,
+    life_ms: u64,
     registry: Arc<dyn Registry>,
     calls: Semaphore,
     tracer: Tracer,
 }
 
 impl EnrollService {
-    /// The calls, with this CA and registry. Spans go to `tracer`.
-    pub fn new(ca: Arc<Ca>, registry: Arc<dyn Registry>, tracer: Tracer) -> Self {
-        Self { ca, registry, calls: Semaphore::new(CALLS_MAX), tracer }
+    /// The calls, with this CA, this life of certificates, and this registry. Spans go to `tracer`.
+    pub fn new(ca: Arc<Ca>, life_ms: u64, registry: Arc<dyn Registry>, tracer: Tracer) -> Self {
+        Self { ca, life_ms, registry, calls: Semaphore::new(CALLS_MAX), tracer }
     }
 
     async fn enroll_now(&self, asked: &pb::EnrollRequest) -> Result<pb::EnrollResponse, Status> {
@@ -137,11 +138,11 @@ impl EnrollService {
         asked: &pb::RenewRequest,
     ) -> Result<pb::RenewResponse, Status> {
         let csr = SigningRequest::read(&asked.csr_pem).map_err(|e| bad_request(&e))?;
-        // A stolen old certificate without its key is worth nothing; an expired one never gets a new key.
-        if peer.is_expired(clock::now()) && csr.spki != peer.spki {
+        // Agents keep their key: whoever asks for another one is no agent.
+        if csr.spki != peer.spki {
             return Err(status(
                 Reason::WrongIdentity,
-                "an expired certificate can only be renewed with its own key; join again",
+                "a certificate can only be renewed with its own key; join again",
             ));
         }
         check_registered(self.registry.as_ref(), &peer.identity).await?;
@@ -151,7 +152,7 @@ impl EnrollService {
     }
 
     fn sign(&self, csr: &SigningRequest, identity: &Identity) -> Result<String, Status> {
-        self.ca.sign_member(csr, identity, clock::now()).map_err(|error| {
+        self.ca.sign_member(csr, identity, self.life_ms, clock::now()).map_err(|error| {
             tracing::error!(member = %identity.member, %error, "cannot sign a certificate");
             Status::internal(error.to_string())
         })

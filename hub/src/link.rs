@@ -161,7 +161,7 @@ impl pb::fleet_server::Fleet for FleetService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let peer = peer_of(&request)?;
         if peer.is_expired(clock::now()) {
-            return Err(Status::unauthenticated("the certificate is expired; renew it"));
+            return Err(status(Reason::CertificateExpired, "it can only be renewed"));
         }
         let address = request.remote_addr();
         self.link.check_peer(&peer.identity).await?;

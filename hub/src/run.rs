@@ -331,7 +331,12 @@ impl Hub {
             .with_context(|| format!("cannot listen on {address} for agents"))?;
         let tls = Arc::new(server_config(&ca, certificate)?);
         let registry = Arc::new(KubeRegistry::new(client, &self.args.namespace));
-        let enroll = EnrollService::new(ca, registry.clone(), self.tracer.clone());
+        let enroll = EnrollService::new(
+            ca,
+            self.args.agent_certificate_ms(),
+            registry.clone(),
+            self.tracer.clone(),
+        );
         let link = Link {
             fleet: Arc::clone(&self.fleet),
             store: self.store.clone(),

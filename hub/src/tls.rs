@@ -175,7 +175,9 @@ mod tests {
             member: MemberId::new("east").unwrap(),
             uid: ClusterUid::new("uid-1").unwrap(),
         };
-        let pem = ca.sign_member(&SigningRequest::read(&csr).unwrap(), &identity, now).unwrap();
+        let pem = ca
+            .sign_member(&SigningRequest::read(&csr).unwrap(), &identity, YEAR_MS / 50, now)
+            .unwrap();
         CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
     }
 

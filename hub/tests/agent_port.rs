@@ -10,7 +10,7 @@ use fairlead_hub::clock;
 use fairlead_hub::enroll::EnrollService;
 use fairlead_hub::fleet::Fleet;
 use fairlead_hub::link::{self, Link};
-use fairlead_hub::pki::{Ca, SERVER_NAME, hex, make_ca};
+use fairlead_hub::pki::{Ca, SERVER_NAME, SigningRequest, hex, make_ca};
 use fairlead_hub::registry::{
     NewMember, Registered, Registry, RegistryError, StoredToken, Written,
 };
@@ -18,6 +18,7 @@ use fairlead_hub::store::EmbeddedStore;
 use fairlead_hub::tls::{HubCertificate, server_config};
 use fairlead_hub_core::enroll::Token;
 use fairlead_hub_core::push::Wanted;
+use fairlead_hub_core::session::Identity as MemberIdentity;
 use fairlead_model::ledger::{Digest, Ledger};
 use fairlead_model::session::{
     ApplyReport, FromAgent, FromHub, Hello, PROTOCOL, Protocol, SnapshotUpdate,
@@ -147,7 +148,7 @@ async fn mk_port() -> Port {
     };
     let spans = Arc::new(Queue::new(1 << 20));
     let tracer = Tracer::new(Some(spans.clone()), 1.0, Vec::new());
-    let enroll = EnrollService::new(Arc::clone(&ca), registry.clone(), tracer);
+    let enroll = EnrollService::new(Arc::clone(&ca), 3_600_000, registry.clone(), tracer);
     tokio::spawn(link::serve(listener, tls, link, enroll));
     Port { address, ca, registry, fleet, spans, stop, _dir: dir }
 }
@@ -496,6 +497,43 @@ async fn a_certificate_is_renewed_for_the_same_member() {
     let mut agent = port.open(&renewed, &east).await;
     agent.say(east.hello(1, None)).await;
     agent.welcome().await;
+}
+
+#[tokio::test]
+async fn an_expired_certificate_renews_with_its_own_key_and_does_nothing_else() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    port.join(&east).await;
+    let identity = MemberIdentity {
+        member: MemberId::new("east").unwrap(),
+        uid: ClusterUid::new("uid-east").unwrap(),
+    };
+    let request = SigningRequest::read(&east.csr()).unwrap();
+    let then = Millis(clock::now().0 - 3_600_000);
+    let expired = port.ca.sign_member(&request, &identity, 60_000, then).unwrap();
+
+    let channel = port.channel(Some((&expired, &east))).await;
+    let refused = FleetClient::new(channel.clone()).session(tokio_stream::empty()).await;
+    assert_eq!(reason(&refused.unwrap_err()), "CertificateExpired");
+    let mut client = EnrollmentClient::new(channel);
+    let other = Cluster::new("east", "uid-east");
+    let refused = client.renew(pb::RenewRequest { csr_pem: other.csr() }).await;
+    assert_eq!(reason(&refused.unwrap_err()), "WrongIdentity");
+    let renewed = client.renew(pb::RenewRequest { csr_pem: east.csr() }).await.unwrap();
+    let mut agent = port.open(&renewed.into_inner().certificate_pem, &east).await;
+    agent.say(east.hello(1, None)).await;
+    agent.welcome().await;
+}
+
+#[tokio::test]
+async fn nobody_gets_another_key_for_a_certificate() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    let certificate = port.join(&east).await;
+    let mut client = EnrollmentClient::new(port.channel(Some((&certificate, &east))).await);
+    let other = Cluster::new("east", "uid-east");
+    let refused = client.renew(pb::RenewRequest { csr_pem: other.csr() }).await;
+    assert_eq!(reason(&refused.unwrap_err()), "WrongIdentity");
 }
 
 #[tokio::test]
