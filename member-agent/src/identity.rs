@@ -10,11 +10,13 @@ use std::time::SystemTime;
 
 use fairlead_agent_core::renewal::Life;
 use fairlead_crds::keys;
+use fairlead_model::ledger::Digest;
 use fairlead_model::session::PROTOCOL;
 use fairlead_model::{ClusterUid, MemberId};
 use fairlead_proto::pb;
 use fairlead_proto::pb::enrollment_client::EnrollmentClient;
 use fairlead_telemetry::span::{TRACEPARENT, TraceContext, Tracer};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, watch};
 use tracing::info;
 
@@ -119,6 +121,8 @@ pub struct Identities {
     gate: Mutex<()>,
     /// What was found or got last.
     kept: watch::Sender<Option<AgentIdentity>>,
+    /// The CAs that the hub says are to be believed, PEM.
+    told: watch::Sender<Option<String>>,
 }
 
 impl Identities {
@@ -131,7 +135,24 @@ impl Identities {
         tracer: Tracer,
     ) -> Self {
         let (gate, kept) = (Mutex::default(), watch::Sender::new(None));
-        Self { secrets, hub, introduction, bootstrap_dir, tracer, gate, kept }
+        let told = watch::Sender::new(None);
+        Self { secrets, hub, introduction, bootstrap_dir, tracer, gate, kept, told }
+    }
+
+    /// The hub says which CAs are to be believed. Only a renewal changes whom we believe.
+    pub fn tell(&self, ca_pem: String) {
+        self.told.send_replace(Some(ca_pem));
+    }
+
+    /// What the hub said last.
+    pub fn told(&self) -> watch::Receiver<Option<String>> {
+        self.told.subscribe()
+    }
+
+    /// SHA-256 of the CAs that we believe, as the hub wrote them.
+    pub fn trust(&self) -> Option<Digest> {
+        let kept = self.kept.borrow();
+        kept.as_ref().map(|identity| Sha256::digest(&identity.ca_pem).into())
     }
 
     /// The identity whenever it is another one than before.
@@ -147,12 +168,32 @@ impl Identities {
     pub async fn obtain(&self) -> Result<AgentIdentity, IdentityError> {
         let _one_at_a_time = self.gate.lock().await;
         let identity = self.find_or_get().await?;
+        self.remember(&identity);
+        Ok(identity)
+    }
+
+    /// Renews the identity, due or not.
+    ///
+    /// # Errors
+    /// As [`Self::obtain`]; not while the old one is good.
+    pub async fn refresh(&self) -> Result<AgentIdentity, IdentityError> {
+        let _one_at_a_time = self.gate.lock().await;
+        let kept = self.secrets.get(keys::SECRET_AGENT_IDENTITY).await.map_err(secret_error)?;
+        let kept = kept.as_ref().and_then(identity_of).filter(|i| self.is_mine(i));
+        let identity = match kept {
+            Some(identity) => self.renew(identity).await?,
+            None => self.find_or_get().await?,
+        };
+        self.remember(&identity);
+        Ok(identity)
+    }
+
+    fn remember(&self, identity: &AgentIdentity) {
         self.kept.send_if_modified(|kept| {
-            let changed = kept.as_ref() != Some(&identity);
+            let changed = kept.as_ref() != Some(identity);
             *kept = Some(identity.clone());
             changed
         });
-        Ok(identity)
     }
 
     async fn find_or_get(&self) -> Result<AgentIdentity, IdentityError> {

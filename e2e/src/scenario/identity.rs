@@ -4,12 +4,14 @@
 //! they live without anybody's clock being moved. Everything happens under load.
 //!
 //! Letters: a renewal, j refused joins, t a stolen certificate, k the agent's own rights in its cluster,
-//! r a member that is removed. Leaves the world as it was.
+//! c the hub's keys and CA changed, r a member that is removed, e Events. Leaves the world as it was.
 
+mod event;
 mod join;
 mod removed;
 mod renewal;
 mod rights;
+mod rotation;
 mod thief;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -54,7 +56,9 @@ async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     join::play(fleet, facts).await;
     thief::play(fleet, facts).await?;
     rights::play(fleet, facts).await;
+    rotation::play(fleet, facts).await;
     removed::play(fleet, facts).await;
+    event::play(fleet, facts).await;
     Ok(())
 }
 

@@ -32,7 +32,8 @@ pub(super) const DOOR_PORT: u16 = 15443;
 pub(super) async fn play(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     let name = "a stolen agent's certificate speaks for no other member, and opens nothing else";
     facts.look("t1", name, opens_nothing(fleet)).await;
-    let name = "in its own member's place it is fenced by the agent's next start, and seen";
+    let name =
+        "in its own member's place it is seen: the agent is pushed out, says so, and comes back";
     facts.look("t2", name, own_place(fleet)).await;
     Ok(())
 }
@@ -148,7 +149,7 @@ pub(super) async fn at_door(fleet: &Fleet<'_>, target: &str, leaf: &Leaf) -> Res
 async fn own_place(fleet: &Fleet<'_>) -> Result<Finding> {
     let start = now_ms();
     let seat = fleet.sit_in_for(EAST).await?;
-    // The agent was pushed out, and comes back with an older start: the thief's is fenced by nothing.
+    // It says that it started later than the agent, which is refused until the thief is gone.
     let state = wait::until("the agent to say who is in its place", LIMIT, || async {
         let state = agent_state(fleet, EAST).await?;
         Ok(match state.contains("OldNumber") {
