@@ -41,7 +41,8 @@ impl Authorities {
 
     /// Their certificates, PEM: what members are to believe.
     pub fn bundle_pem(&self) -> String {
-        self.all().map(Ca::certificate_pem).collect()
+        // A Secret that a person wrote may lack the last line break.
+        self.all().map(|ca| format!("{}\n", ca.certificate_pem().trim_end())).collect()
     }
 
     /// What a member that holds [`Self::bundle_pem`] says in its heartbeats.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use fairlead_crds::keys;
 use fairlead_hub_core::rotation::{CA_STEPS, KEY_STEPS, Look, Next, Record, next};
+use fairlead_model::ledger::Digest;
 use fairlead_model::{MemberId, Millis};
 use fairlead_translate::CapabilityKeys;
 use futures::StreamExt as _;
@@ -84,7 +85,11 @@ pub async fn turn(client: Client, namespace: String, turning: impl Turning) {
         let next = decide(secret, record.as_ref(), &missing, whole_since, turning.steps());
         turns = next != Next::Nothing;
         let written = match &next {
-            Next::Nothing => continue,
+            Next::Nothing => {
+                // Nobody looks at members from now on.
+                whole_since = None;
+                continue;
+            }
             Next::Wait(now) if Some(now) == record.as_ref() => continue,
             Next::Wait(now) => write(&secrets, secret, data, now).await,
             Next::Step(now) => match turning.step(&data, now) {
@@ -152,6 +157,10 @@ fn joined(current: &Current, fleet: &Fleet) -> Vec<(MemberId, MemberNow)> {
     fleet.look().into_iter().filter(|(member, _)| has_joined(member)).collect()
 }
 
+fn believes(now: &MemberNow, wanted: Option<Digest>) -> bool {
+    now.connected && now.said.trust == wanted
+}
+
 /// The CA of the control plane.
 pub struct HubCa {
     /// Who signs and who is believed.
@@ -180,8 +189,7 @@ impl Turning for HubCa {
     fn missing(&self) -> BTreeSet<MemberId> {
         let wanted = Some(self.authority.now().digest());
         let members = joined(&self.current.load(), &self.fleet).into_iter();
-        let holds = |now: &MemberNow| now.connected && now.said.trust == wanted;
-        members.filter(|(_, now)| !holds(now)).map(|(member, _)| member).collect()
+        members.filter(|(_, now)| !believes(now, wanted)).map(|(member, _)| member).collect()
     }
 
     fn step(&self, data: &Data, record: &Record) -> Result<Data, BootstrapError> {
@@ -239,5 +247,53 @@ impl Turning for Capabilities {
             false => bootstrap::with_new_key(data),
             true => bootstrap::without_old_keys(data),
         })
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn mk_secret(annotations: &[(&str, &str)]) -> Secret {
+        let mut secret = Secret::default();
+        for (key, value) in annotations {
+            secret.annotations_mut().insert((*key).to_owned(), (*value).to_owned());
+        }
+        secret
+    }
+
+    #[test]
+    fn who_is_left_out_is_a_list_of_names_and_the_rest_is_ignored() {
+        let of = |text| without(&mk_secret(&[(keys::ROTATE_WITHOUT, text)]));
+        let names =
+            |set: BTreeSet<MemberId>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(names(of("west, east,,No_name")), ["east", "west"]);
+        assert_eq!(names(of("")), [""; 0]);
+        assert_eq!(names(without(&mk_secret(&[]))), [""; 0]);
+    }
+
+    #[test]
+    fn a_record_that_is_none_is_as_no_record() {
+        let record = Record { asked: "a".into(), step: 1, ..Record::default() };
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(record_of(&mk_secret(&[(keys::ROTATION, &text)])), Some(record));
+        assert_eq!(record_of(&mk_secret(&[(keys::ROTATION, "yes")])), None);
+        assert_eq!(record_of(&mk_secret(&[])), None);
+    }
+
+    #[test]
+    fn members_that_say_nothing_of_their_trust_are_waited_for() {
+        let pem = crate::pki::make_ca(clock::now()).unwrap();
+        let ca = crate::pki::Ca::open(&pem).unwrap();
+        let authority = Authority::new(crate::authority::Authorities::new(ca, None));
+        let wanted = Some(authority.now().digest());
+        let now = |trust, connected| {
+            let said = crate::fleet::Said { trust, ..Default::default() };
+            MemberNow { said, connected, ..MemberNow::default() }
+        };
+        assert!(believes(&now(wanted, true), wanted));
+        let others = [now(wanted, false), now(None, true), now(Some([0; 32]), true)];
+        assert!(others.iter().all(|now| !believes(now, wanted)));
     }
 }
