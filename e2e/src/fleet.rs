@@ -11,6 +11,7 @@ pub mod tracing;
 pub mod trial;
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -43,6 +44,17 @@ pub const PUBLIC_PORT: u16 = 80;
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 /// Longer than stabilisation and every step of a ramp, by their defaults.
 const RAMP_LIMIT: Duration = Duration::from_secs(240);
+
+/// The plans that members hold, by (epoch, counter); without those that hold none.
+pub fn plans_held(status: &StatusView) -> BTreeMap<String, (u64, u64)> {
+    let number = |text: &str| {
+        let (epoch, counter) = text.split_once('.')?;
+        Some((epoch.parse().ok()?, counter.parse().ok()?))
+    };
+    let held = status.members.iter();
+    held.filter_map(|view| Some((view.member.to_string(), number(view.plan_applied.as_deref()?)?)))
+        .collect()
+}
 
 /// A world with a hub of Fairlead in it.
 pub struct Fleet<'w> {

@@ -127,7 +127,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "replicas",
-        about: "two hubs on an etcd of three nodes, under load: one decides, the other takes over",
+        about: "three hubs on an etcd of three nodes, under load: killed, stopped, paused, cut off and upgraded",
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(replicas::run(world, facts)),

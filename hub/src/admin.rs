@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
@@ -17,13 +18,16 @@ use fairlead_model::{MemberId, Millis, NsName, RouteKey};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::conductor::Current;
 use crate::fleet::Fleet;
+use crate::gate::Way;
 use crate::metrics::Metrics;
 use crate::metrics::look::Figures;
+use crate::pass::pass_on;
 use crate::traffic::{Traffic, weigh};
 use crate::view::Look;
 use crate::watch::{Objects, Progress};
@@ -44,6 +48,8 @@ pub struct Admin {
     pub started_at: Millis,
     /// How far the start is.
     pub start: Arc<Start>,
+    /// Whether another hub decides.
+    pub ways: watch::Receiver<Way>,
 }
 
 /// How far the start is: what is waited for, until the agents' port is open.
@@ -93,10 +99,8 @@ pub async fn serve(
 
 /// The routes of the API.
 pub fn router(admin: Arc<Admin>) -> Router {
+    let ways = admin.ways.clone();
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
         .route("/api/v1/status", view(|look| look.status()))
         .route("/api/v1/members", view(|look| look.members()))
         .route("/api/v1/gateways", view(|look| look.gateways()))
@@ -105,6 +109,11 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/api/v1/explain/{kind}/{namespace}/{name}", get(explain))
         .route("/api/v1/plan/{member}", get(plan))
         .route("/api/v1/traffic", get(traffic))
+        .layer(from_fn_with_state(ways, pass_on))
+        // Of this process, whoever decides.
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
         .with_state(admin)
 }
 
@@ -123,12 +132,22 @@ impl Admin {
         })
     }
 
+    /// Where agents are led to while another hub decides.
+    fn passed_to(&self) -> Option<String> {
+        let Way::Pass(seat) = &*self.ways.borrow() else { return None };
+        let (holder, agents) = (&seat.holder, seat.agents?);
+        Some(format!("another hub ({holder}) decides; what comes here is passed on to {agents}"))
+    }
+
     /// Why the hub is not ready, and what else is worth knowing.
     fn readiness(&self) -> (Vec<String>, Vec<String>) {
-        let mut blocking: Vec<String> = self.start.reason().into_iter().collect();
+        let (mut blocking, mut remarks) = (Vec::new(), Vec::new());
+        match self.passed_to() {
+            Some(remark) => remarks.push(remark),
+            None => blocking.extend(self.start.reason()),
+        }
         let held = &self.current.load().held;
         blocking.extend(held.iter().map(ToString::to_string));
-        let mut remarks = Vec::new();
         for (kind, progress) in self.objects.progress() {
             match progress {
                 Progress::Synced => {}

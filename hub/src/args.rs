@@ -1,12 +1,13 @@
 //! The flags of the hub's process.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use fairlead_hub_core::passive::Thresholds;
 use fairlead_telemetry::settings::BackendArgs;
 
+use crate::office::Seat;
 use crate::store::EtcdOptions;
 
 /// The Fairlead hub: decides how traffic of global routes is spread over member clusters.
@@ -34,6 +35,9 @@ pub struct RunArgs {
     /// Where the read-only API, metrics and probes are served (plain HTTP).
     #[arg(long, default_value = "0.0.0.0:8080", env = "FAIRLEAD_ADMIN_LISTEN")]
     pub admin_listen: SocketAddr,
+    /// Address at which other hubs of the same etcd reach this one. Without it: that of --listen, if it names one.
+    #[arg(long, env = "FAIRLEAD_PEER_ADDRESS")]
+    pub peer_address: Option<IpAddr>,
     /// Namespace of the hub's own objects.
     #[arg(long, default_value = fairlead_crds::keys::NAMESPACE, env = "FAIRLEAD_NAMESPACE")]
     pub namespace: String,
@@ -73,7 +77,8 @@ pub struct RunArgs {
     pub backend: BackendArgs,
 }
 
-/// How an etcd is reached. With endpoints, the store is there; one hub decides, and others stand by.
+/// How an etcd is reached. With endpoints, the store is there; one hub decides, and others stand by
+/// and pass on what comes to them.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct EtcdArgs {
     /// Endpoint (`https://host:port`) of an etcd to keep the store in. May be given several times.
@@ -115,6 +120,13 @@ impl EtcdArgs {
 }
 
 impl RunArgs {
+    /// What this hub, called `holder` and listening for agents there, says to others of itself.
+    pub fn seat(&self, holder: String, agents: SocketAddr) -> Seat {
+        let own = (!agents.ip().is_unspecified()).then_some(agents.ip());
+        let address = self.peer_address.or(own);
+        Seat::new(holder, address, agents.port(), self.admin_listen.port())
+    }
+
     /// When outcomes of requests are evidence; none when they are not.
     pub fn passive(&self) -> Option<Thresholds> {
         let (failed_percent, requests_min) =

@@ -116,10 +116,11 @@ impl Conductor {
         let mut carried = Carried { memory, ..Carried::default() };
         loop {
             let caused_at = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
                 at = conductor.objects.changed.wait() => at,
                 at = conductor.fleet.changed.wait() => at,
                 () = clock::sleep_until_some(carried.wake_at) => clock::now(),
-                () = stop.cancelled() => return,
             };
             tokio::time::sleep(GATHER).await;
             conductor.objects.changed.take();
@@ -158,10 +159,12 @@ impl Conductor {
             store_error: self.fleet.store_error(),
             fenced: None,
         });
-        let frozen = fleet_vanished(&sights(self.fleet.sights(), &ingested.policy));
+        let mut frozen = None;
         if hold.is_held() {
+            // Whatever is missing, nothing is planned from it.
             carried.wake_at = hold.wake_at;
         } else {
+            frozen = fleet_vanished(&sights(self.fleet.sights(), &ingested.policy));
             let freeze = if frozen.is_some() { Freeze::Unedited } else { Freeze::Off };
             let round = Round { policy: &ingested.policy, members: &members, freeze, caused_at };
             self.plan(&mut carried, &round, started);
