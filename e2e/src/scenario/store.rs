@@ -248,9 +248,12 @@ async fn claimed(etcd: &Etcd, args: &StoreArgs) -> Result<Finding> {
     const NAME: &str = "claimed";
     const COMPACTIONS: usize = 20;
     let (store, other) = (open(args).await?, open(args).await?);
-    let first = spawn_blocking(move || store.claim(NAME, b"first", CLAIM_TTL, LIMIT)).await??;
+    // A hold is of no use without its store.
+    let holder = store.clone();
+    let first = spawn_blocking(move || holder.claim(NAME, b"first", CLAIM_TTL, LIMIT)).await??;
     let Claim::Held(mut hold) = first else { bail!("somebody holds a claim that nobody took") };
-    let second = spawn_blocking(move || other.claim(NAME, b"second", CLAIM_TTL, 5 * LIMIT));
+    let waiter = other.clone();
+    let second = spawn_blocking(move || waiter.claim(NAME, b"second", CLAIM_TTL, 5 * LIMIT));
     let stop = Stop(Arc::default());
     let end = stop.0.clone();
     let renewing = spawn_blocking(move || {
@@ -335,7 +338,7 @@ async fn no_room(world: &World, folder: &Path) -> Result<Finding> {
 
 /// The same, of a disk.
 async fn full_disk(folder: &Path) -> Result<Finding> {
-    const DISK_KIB: u64 = 8 * 1_024;
+    const DISK_KIB: u64 = 64 * 1_024;
     let folder = folder.join("full");
     std::fs::create_dir_all(&folder).context("a folder for a small disk")?;
     let disk = SmallDisk::mount(&folder, DISK_KIB)?;
@@ -347,7 +350,7 @@ async fn full_disk(folder: &Path) -> Result<Finding> {
     write("full/before", 1_000).await??;
     disk.fill()?;
     let mut refused = None;
-    for _ in 0..100 {
+    for _ in 0..200 {
         if let Err(error) = write("full/a", 500_000).await? {
             refused = Some(format!("{:#}", anyhow::Error::from(error)));
             break;
