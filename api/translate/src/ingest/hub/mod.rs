@@ -145,6 +145,7 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     let grants = grant::Grants::new(&objects.reference_grants);
     let mut gateways = gateway::ingest_gateways(&objects.gateways, &out.classes, &grants);
     out.listener_sets = listener_set::ingest_sets(objects, &mut gateways, &grants);
+    gateways.values_mut().for_each(gateway::judge_overlaps);
 
     let mut routes: BTreeMap<RouteKey, GlobalRoute> = BTreeMap::new();
     let mut attached: BTreeMap<RouteKey, settle::Attached> = BTreeMap::new();
@@ -165,7 +166,8 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     }
     out.notes.extend(out.routes.values().flat_map(|verdict| verdict.notes.iter().cloned()));
 
-    out.policies = policy::apply_policies(objects, &gateways, &mut routes, &mut out.notes);
+    out.policies =
+        policy::apply_policies(objects, &gateways, &attached, &mut routes, &mut out.notes);
     (out.policy.dns, out.dns_policies) =
         dns::ingest_dns_policies(&objects.dns_policies, &gateways, &mut out.notes);
     out.policy.routes = routes.into_iter().map(|(key, route)| (key, Arc::new(route))).collect();
