@@ -111,7 +111,9 @@ pub(super) fn ingest_gateways(
 ) -> BTreeMap<NsName, HubGateway> {
     let is_ours = |gateway: &Json| {
         let class = raw::text(gateway, "/spec/gatewayClassName").and_then(|name| classes.get(name));
-        class.is_some_and(|class| class.accepted.is_yes()) && !raw::is_deleting(gateway)
+        class.is_some_and(|class| class.accepted.is_yes())
+            && !raw::is_deleting(gateway)
+            && !raw::is_ours(gateway)
     };
     gateways
         .iter()

@@ -3,6 +3,8 @@
 //! Owns the rules of the Gateway API for what attaches to what, and GEP-713 for policies. Never looks
 //! at members: whether anybody can serve a backend is the planner's question.
 //!
+//! What an agent wrote is none of the hub's: in a hub that is a member its copies are in the same API.
+//!
 //! An unreadable part never widens a match: a rule that cannot be read is left out, a hostname that
 //! cannot be read refuses the route.
 
@@ -149,7 +151,7 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
 
     let mut routes: BTreeMap<RouteKey, GlobalRoute> = BTreeMap::new();
     let mut attached: BTreeMap<RouteKey, settle::Attached> = BTreeMap::new();
-    for (key, route) in &objects.routes {
+    for (key, route) in objects.routes.iter().filter(|(_, route)| !raw::is_ours(route)) {
         let labels = objects.namespace_labels(&key.name.namespace);
         let attachment = attach::attach(key, route, &labels, &gateways, &out.listener_sets);
         let listeners = attachment.listeners.clone();
