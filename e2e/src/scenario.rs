@@ -13,6 +13,7 @@ mod policy;
 mod rebuild;
 mod replicas;
 mod routes;
+mod selfhub;
 mod spine;
 mod store;
 mod traces;
@@ -95,6 +96,13 @@ pub const ALL: &[Scenario] = &[
         members: 2,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(routes::run(world, facts)),
+    },
+    Scenario {
+        name: "selfhub",
+        about: "a hub whose own cluster is a member: nothing that its agent writes is declared again",
+        members: 2,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(selfhub::run(world, facts)),
     },
     Scenario {
         name: "policy",

@@ -131,6 +131,10 @@ impl Look<'_> {
         let trouble = refused.map(|note| (note.reason, note.message.clone()));
         let trouble = trouble.or_else(|| state.and_then(unprogrammed));
         let trouble = trouble.or_else(|| exception_of(now, &gateway_id(local.as_ref()?)));
+        let trouble = trouble.or_else(|| {
+            let (name, message) = failing(state?).pop_first()?;
+            Some((Reason::ListenerNotProgrammed, format!("listener {name}: {message}")))
+        });
         let (reason, message) = trouble.map_or((None, String::new()), |(r, m)| (Some(r), m));
         GatewayView {
             gateway: gateway.clone(),
@@ -139,6 +143,7 @@ impl Look<'_> {
             role: role.to_owned(),
             addresses: state.iter().flat_map(|s| &s.addresses).map(ToString::to_string).collect(),
             programmed: state.and_then(|state| state.programmed),
+            failing: state.map(failing).unwrap_or_default(),
             reason,
             message,
         }
@@ -317,6 +322,12 @@ fn unprogrammed(state: &GatewayState) -> Option<(Reason, String)> {
         Some(true) => None,
         Some(false) | None => Some((Reason::GatewayNotProgrammed, state.message.clone())),
     }
+}
+
+/// Listeners that are not programmed: their certificate may be missing in this member.
+fn failing(state: &GatewayState) -> BTreeMap<String, String> {
+    let listeners = state.listeners.iter().filter(|(_, l)| l.programmed == Some(false));
+    listeners.map(|(name, listener)| (name.clone(), listener.message.clone())).collect()
 }
 
 fn is_about(note: &Note, key: &RouteKey) -> bool {

@@ -131,6 +131,10 @@ pub const CONDITION_RESOLVED_REFS: &str = "ResolvedRefs";
 pub const CONDITION_PARTIALLY_INVALID: &str = "PartiallyInvalid";
 /// A listener cannot live beside another.
 pub const CONDITION_CONFLICTED: &str = "Conflicted";
+/// Another listener takes some of a listener's hostnames, too.
+pub const CONDITION_OVERLAPPING_TLS: &str = "OverlappingTLSConfig";
+/// Clients without a valid certificate are let in where the Gateway asks for one.
+pub const CONDITION_INSECURE_FRONTEND: &str = "InsecureFrontendValidationMode";
 /// Every name of a DNSPolicy is answered.
 pub const CONDITION_SERVED: &str = "Served";
 /// Condition of a DNSPolicy: a resolver answers its names as they are published.

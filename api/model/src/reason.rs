@@ -123,6 +123,8 @@ reasons! {
     NoGateway,
     /// The member's Gateway is not programmed.
     GatewayNotProgrammed,
+    /// A listener of the member's Gateway is not programmed.
+    ListenerNotProgrammed,
     /// The member's Gateway has no listener of that name.
     ListenerMissing,
     /// The namespace does not exist in the member.

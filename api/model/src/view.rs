@@ -87,6 +87,9 @@ pub struct GatewayView {
     pub addresses: Vec<String>,
     /// Programmed; none = not said.
     pub programmed: Option<bool>,
+    /// Listeners that are not, and why.
+    #[serde(default)]
+    pub failing: BTreeMap<String, String>,
     /// Why not.
     pub reason: Option<Reason>,
     /// Details.

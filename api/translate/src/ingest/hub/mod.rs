@@ -3,6 +3,8 @@
 //! Owns the rules of the Gateway API for what attaches to what, and GEP-713 for policies. Never looks
 //! at members: whether anybody can serve a backend is the planner's question.
 //!
+//! What an agent wrote is none of the hub's: in a hub that is a member its copies are in the same API.
+//!
 //! An unreadable part never widens a match: a rule that cannot be read is left out, a hostname that
 //! cannot be read refuses the route.
 
@@ -145,10 +147,11 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     let grants = grant::Grants::new(&objects.reference_grants);
     let mut gateways = gateway::ingest_gateways(&objects.gateways, &out.classes, &grants);
     out.listener_sets = listener_set::ingest_sets(objects, &mut gateways, &grants);
+    gateways.values_mut().for_each(gateway::judge_overlaps);
 
     let mut routes: BTreeMap<RouteKey, GlobalRoute> = BTreeMap::new();
     let mut attached: BTreeMap<RouteKey, settle::Attached> = BTreeMap::new();
-    for (key, route) in &objects.routes {
+    for (key, route) in objects.routes.iter().filter(|(_, route)| !raw::is_ours(route)) {
         let labels = objects.namespace_labels(&key.name.namespace);
         let attachment = attach::attach(key, route, &labels, &gateways, &out.listener_sets);
         let listeners = attachment.listeners.clone();
@@ -165,7 +168,8 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     }
     out.notes.extend(out.routes.values().flat_map(|verdict| verdict.notes.iter().cloned()));
 
-    out.policies = policy::apply_policies(objects, &gateways, &mut routes, &mut out.notes);
+    out.policies =
+        policy::apply_policies(objects, &gateways, &attached, &mut routes, &mut out.notes);
     (out.policy.dns, out.dns_policies) =
         dns::ingest_dns_policies(&objects.dns_policies, &gateways, &mut out.notes);
     out.policy.routes = routes.into_iter().map(|(key, route)| (key, Arc::new(route))).collect();
