@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
     backup, completion, drain, explain, failback, get, init, join, leave, migrate, plan, restore,
-    status, token, top, trace,
+    rotate, status, token, top, trace,
 };
 
 const AFTER_HELP: &str = "\
@@ -86,6 +86,8 @@ pub(crate) enum Command {
     Backup(backup::BackupArgs),
     /// Make what a backup holds in a new hub cluster.
     Restore(restore::RestoreArgs),
+    /// Change the hub's CA or the keys of capabilities, while everything goes on.
+    Rotate(rotate::RotateArgs),
     /// Turn what other systems have into global routes, to review.
     Migrate(migrate::MigrateArgs),
     /// Show what flows at present: rates, errors and latencies by entry and target.

@@ -9,6 +9,7 @@ mod crossing;
 mod dns;
 mod failover;
 mod harness;
+mod identity;
 mod policy;
 mod rebuild;
 mod replicas;
@@ -146,6 +147,13 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(rebuild::run(world, facts)),
+    },
+    Scenario {
+        name: "identity",
+        about: "certificates and keys: renewed, expired, changed, revoked and stolen, under load",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(identity::run(world, facts)),
     },
     Scenario {
         name: "store",

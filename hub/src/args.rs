@@ -53,6 +53,13 @@ pub struct RunArgs {
     /// How long to wait for members after a start before planning without them.
     #[arg(long, default_value_t = 30, env = "FAIRLEAD_GRACE_SECONDS")]
     pub grace_seconds: u64,
+    /// Hours that agents' certificates live. They are renewed after two thirds; an agent that was away for
+    /// longer renews its own all the same.
+    #[arg(long, default_value_t = 168, env = "FAIRLEAD_AGENT_CERTIFICATE_HOURS", value_parser = clap::value_parser!(u32).range(1..=8_760))]
+    pub agent_certificate_hours: u32,
+    /// The same in seconds: for tests, where nobody waits for hours.
+    #[arg(long, hide = true, env = "FAIRLEAD_AGENT_CERTIFICATE_SECONDS", value_parser = clap::value_parser!(u32).range(10..=86_400))]
+    pub agent_certificate_seconds: Option<u32>,
     /// Seconds between two looks whether a resolver answers the names of DNSPolicies as they are published. 0: never.
     #[arg(long, default_value_t = 60, env = "FAIRLEAD_DNS_CHECK_SECONDS")]
     pub dns_check_seconds: u64,
@@ -125,6 +132,12 @@ impl RunArgs {
         let own = (!agents.ip().is_unspecified()).then_some(agents.ip());
         let address = self.peer_address.or(own);
         Seat::new(holder, address, agents.port(), self.admin_listen.port())
+    }
+
+    /// How long agents' certificates live.
+    pub fn agent_certificate_ms(&self) -> u64 {
+        let hours = u64::from(self.agent_certificate_hours) * 3_600;
+        self.agent_certificate_seconds.map_or(hours, u64::from) * 1_000
     }
 
     /// When outcomes of requests are evidence; none when they are not.

@@ -48,6 +48,8 @@ pub struct Current {
     pub held: Vec<Note>,
     /// Why it doubts itself and keeps what nobody edits, if it does.
     pub frozen: Option<Note>,
+    /// The newest epoch of the keys that it was rendered with.
+    pub keyed: Option<u32>,
 }
 
 /// A member's plan as objects.
@@ -74,7 +76,7 @@ pub struct Conductor {
     /// Members as they are.
     pub fleet: Arc<Fleet>,
     /// Keys of capabilities.
-    pub keys: Arc<CapabilityKeys>,
+    pub keys: Arc<ArcSwap<CapabilityKeys>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Where the decision is published.
@@ -99,6 +101,7 @@ struct Carried {
     planned: Option<Arc<Planned>>,
     wake_at: Option<Millis>,
     states: BTreeMap<MemberId, MemberState>,
+    keyed: Option<u32>,
 }
 
 /// What one decision is made of.
@@ -176,6 +179,7 @@ impl Conductor {
             rendered: carried.rendered.clone(),
             held: hold.notes,
             frozen,
+            keyed: carried.keyed,
         }));
         self.decided.mark();
         carried
@@ -192,6 +196,12 @@ impl Conductor {
         });
         let context = self.tracer.root();
         let trace_parent = context.to_string();
+        let keys = self.keys.load_full();
+        if carried.keyed != keys.newest() {
+            // The same plans come to other objects.
+            carried.rendered.clear();
+            carried.keyed = keys.newest();
+        }
         let mut rendered = BTreeMap::new();
         let mut changed = Vec::new();
         for (member, plan) in &planned.plans {
@@ -200,7 +210,7 @@ impl Conductor {
                 Some(same) => Arc::clone(same),
                 None => {
                     changed.push(member.clone());
-                    Arc::new(self.render(plan, round.caused_at, &trace_parent))
+                    Arc::new(rendered_plan(plan, &keys, round.caused_at, &trace_parent))
                 }
             };
             rendered.insert(member.clone(), next);
@@ -245,18 +255,6 @@ impl Conductor {
         carried.planned = Some(Arc::new(planned));
     }
 
-    fn render(&self, plan: &Arc<MemberPlan>, caused_at: Millis, trace_parent: &str) -> Rendered {
-        let (bundle, notes) = render(plan, &self.keys);
-        let ledger = fairlead_proto::ledger::bundle_to_ledger(&bundle);
-        let wanted = Wanted {
-            digest: ledger.digest(),
-            ledger: Arc::new(ledger),
-            caused_at,
-            trace_parent: trace_parent.to_owned(),
-        };
-        Rendered { plan: Arc::clone(plan), bundle, notes, wanted }
-    }
-
     fn keep_memory(&self, memory: &Memory) {
         let memory = memory.clone();
         self.memory_slot.put(move || {
@@ -296,6 +294,23 @@ impl Conductor {
         }
         objects
     }
+}
+
+fn rendered_plan(
+    plan: &Arc<MemberPlan>,
+    keys: &CapabilityKeys,
+    caused_at: Millis,
+    trace_parent: &str,
+) -> Rendered {
+    let (bundle, notes) = render(plan, keys);
+    let ledger = fairlead_proto::ledger::bundle_to_ledger(&bundle);
+    let wanted = Wanted {
+        digest: ledger.digest(),
+        ledger: Arc::new(ledger),
+        caused_at,
+        trace_parent: trace_parent.to_owned(),
+    };
+    Rendered { plan: Arc::clone(plan), bundle, notes, wanted }
 }
 
 /// Where members are: as the hub says, else as they say themselves.

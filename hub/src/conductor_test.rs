@@ -21,7 +21,7 @@ fn mk_conductor(fleet: Fleet) -> Conductor {
     Conductor {
         objects: Arc::default(),
         fleet: Arc::new(fleet),
-        keys: Arc::new(CapabilityKeys { epochs: [(1, [7; 32])].into() }),
+        keys: Arc::new(ArcSwap::from_pointee(CapabilityKeys { epochs: [(1, [7; 32])].into() })),
         metrics: Arc::default(),
         current: Arc::default(),
         decided: Arc::default(),

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fairlead_hub_core::enroll::{Accepted, JoinRequest, Refusal, Registration, Shown, decide_join};
+use fairlead_hub_core::event::{Told, Weight};
 use fairlead_hub_core::session::Identity;
 use fairlead_model::session::PROTOCOL;
-use fairlead_model::{Millis, Reason};
+use fairlead_model::{MemberId, Millis, Reason};
 use fairlead_proto::pb;
 use fairlead_proto::pb::enrollment_server::Enrollment;
 use fairlead_telemetry::span::{TRACEPARENT, Tracer};
@@ -18,9 +19,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
+use crate::authority::Authority;
 use crate::clock;
+use crate::events::Events;
 use crate::identity::PeerCertificate;
-use crate::pki::{Ca, PkiError, SigningRequest, hex};
+use crate::pki::{PkiError, SigningRequest, hex};
 use crate::refusal::{peer_of, status};
 use crate::registry::{NewMember, Registered, Registry, RegistryError, StoredToken, Written};
 use crate::spans::record_enrolled;
@@ -38,16 +41,24 @@ const TOKEN_SECRET_LEN: usize = 32;
 
 /// The calls `Enroll` and `Renew`.
 pub struct EnrollService {
-    ca: Arc<Ca>,
+    authority: Arc<Authority>,
+    life_ms: u64,
     registry: Arc<dyn Registry>,
+    events: Events,
     calls: Semaphore,
     tracer: Tracer,
 }
 
 impl EnrollService {
-    /// The calls, with this CA and registry. Spans go to `tracer`.
-    pub fn new(ca: Arc<Ca>, registry: Arc<dyn Registry>, tracer: Tracer) -> Self {
-        Self { ca, registry, calls: Semaphore::new(CALLS_MAX), tracer }
+    /// The calls, with these CAs, this life of certificates, and this registry. Spans go to `tracer`.
+    pub fn new(
+        authority: Arc<Authority>,
+        life_ms: u64,
+        registry: Arc<dyn Registry>,
+        events: Events,
+        tracer: Tracer,
+    ) -> Self {
+        Self { authority, life_ms, registry, events, calls: Semaphore::new(CALLS_MAX), tracer }
     }
 
     async fn enroll_now(&self, asked: &pb::EnrollRequest) -> Result<pb::EnrollResponse, Status> {
@@ -62,11 +73,10 @@ impl EnrollService {
         for _ in 0..TRIES_MAX {
             if let Some(accepted) = self.try_join(asked, &request).await? {
                 tracing::info!(member = %accepted.member, uid = %accepted.uid, "member joined");
+                self.events.tell(joined(&accepted, &asked.agent_version));
                 let identity = Identity { member: accepted.member, uid: accepted.uid };
-                return self.sign(&csr, &identity).map(|certificate_pem| pb::EnrollResponse {
-                    certificate_pem,
-                    ca_pem: self.ca.certificate_pem().to_owned(),
-                });
+                let (certificate_pem, ca_pem) = self.sign(&csr, &identity)?;
+                return Ok(pb::EnrollResponse { certificate_pem, ca_pem });
             }
         }
         Err(Status::unavailable("others join at the same time; try again"))
@@ -84,6 +94,7 @@ impl EnrollService {
         let owners = members.iter().map(|(name, r)| (name.clone(), r.uid.clone())).collect();
         let accepted = decide_join(request, &shown, &owners, clock::now())
             .inspect_err(|refusal| log_refusal(request, refusal))
+            .inspect_err(|refusal| self.tell_refusal(request, refusal))
             .map_err(|refusal| status(refusal.reason, &refusal.message))?;
         let Some(stored) = stored else { return Err(Status::internal("a token of nothing")) };
         if stored.token.bound_key.is_none() {
@@ -95,6 +106,17 @@ impl EnrollService {
         let known = members.get(&accepted.member);
         let written = self.register(asked, &accepted, known).await?;
         Ok((written == Written::Done).then_some(accepted))
+    }
+
+    /// Only what somebody with a token of ours asked for: a stranger must not write into our API server.
+    fn tell_refusal(&self, request: &JoinRequest, refusal: &Refusal) {
+        let Ok(member) = MemberId::new(&request.member) else { return };
+        if refusal.reason == Reason::TokenUnknown {
+            return;
+        }
+        let (weight, reason) = (Weight::Warning, refusal.reason.as_str());
+        let note = format!("refused a join: {}", refusal.message);
+        self.events.tell(Told { member, weight, reason, note });
     }
 
     async fn find_token(&self, text: &str) -> Result<Option<StoredToken>, Status> {
@@ -137,24 +159,28 @@ impl EnrollService {
         asked: &pb::RenewRequest,
     ) -> Result<pb::RenewResponse, Status> {
         let csr = SigningRequest::read(&asked.csr_pem).map_err(|e| bad_request(&e))?;
-        // A stolen old certificate without its key is worth nothing; an expired one never gets a new key.
-        if peer.is_expired(clock::now()) && csr.spki != peer.spki {
+        // Agents keep their key: whoever asks for another one is no agent.
+        if csr.spki != peer.spki {
             return Err(status(
                 Reason::WrongIdentity,
-                "an expired certificate can only be renewed with its own key; join again",
+                "a certificate can only be renewed with its own key; join again",
             ));
         }
         check_registered(self.registry.as_ref(), &peer.identity).await?;
-        let certificate_pem = self.sign(&csr, &peer.identity)?;
+        let (certificate_pem, ca_pem) = self.sign(&csr, &peer.identity)?;
         tracing::info!(member = %peer.identity.member, "renewed a member's certificate");
-        Ok(pb::RenewResponse { certificate_pem, ca_pem: self.ca.certificate_pem().to_owned() })
+        Ok(pb::RenewResponse { certificate_pem, ca_pem })
     }
 
-    fn sign(&self, csr: &SigningRequest, identity: &Identity) -> Result<String, Status> {
-        self.ca.sign_member(csr, identity, clock::now()).map_err(|error| {
+    /// A certificate, and the CAs to believe from now on: those of one and the same moment.
+    fn sign(&self, csr: &SigningRequest, identity: &Identity) -> Result<(String, String), Status> {
+        let authorities = self.authority.now();
+        let signed = authorities.signer().sign_member(csr, identity, self.life_ms, clock::now());
+        let certificate_pem = signed.map_err(|error| {
             tracing::error!(member = %identity.member, %error, "cannot sign a certificate");
             Status::internal(error.to_string())
-        })
+        })?;
+        Ok((certificate_pem, authorities.bundle_pem()))
     }
 }
 
@@ -230,6 +256,16 @@ fn token_id(text: &str) -> Option<&str> {
         part.len() == len && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
     };
     (fits(id, TOKEN_ID_LEN) && fits(secret, TOKEN_SECRET_LEN)).then_some(id)
+}
+
+fn joined(accepted: &Accepted, agent_version: &str) -> Told {
+    let version = fairlead_model::id::printable(agent_version);
+    Told {
+        member: accepted.member.clone(),
+        weight: Weight::Normal,
+        reason: "MemberJoined",
+        note: format!("cluster {} joined with agent {version}", accepted.uid),
+    }
 }
 
 fn log_refusal(request: &JoinRequest, refusal: &Refusal) {

@@ -13,7 +13,8 @@ use fairlead_hub_core::intake::Held;
 use fairlead_hub_core::inventory::{Inventory, Report, ReportOrder};
 use fairlead_hub_core::push::Wanted;
 use fairlead_hub_core::session::{Close, Identity, Remembered, check_takeover};
-use fairlead_model::health::{ApiServer, MemberHealth, ProbeReport};
+use fairlead_model::health::{ApiServer, MemberHealth, MemberState, ProbeReport};
+use fairlead_model::ledger::Digest;
 use fairlead_model::session::{ApplyReport, Hello, OverlayReport};
 use fairlead_model::{ClusterUid, MemberId, Millis, PlanNumber, Reason};
 use tokio::sync::watch;
@@ -89,6 +90,8 @@ pub struct Said {
     pub overlay: OverlayReport,
     /// What it found about its peers' doors.
     pub probes: ProbeReport,
+    /// Digest of the CAs that it believes; none from agents that do not say.
+    pub trust: Option<Digest>,
 }
 
 impl Said {
@@ -116,7 +119,7 @@ pub struct MemberNow {
     /// Its report arrived, or was confirmed, since this process started.
     pub synced: bool,
     /// Digest of the bundle that it should hold.
-    pub wanted: Option<fairlead_model::ledger::Digest>,
+    pub wanted: Option<Digest>,
 }
 
 impl Fleet {
@@ -233,6 +236,7 @@ impl Fleet {
         }
         state.health.apply(&member, Event::Connected, now);
         let said = state.said.entry(member).or_default();
+        said.trust = None;
         said.agent_version.clone_from(&hello.agent_version);
         said.heard_at = Some(now);
         drop(state);
@@ -266,6 +270,14 @@ impl Fleet {
         drop(state);
         if changed == Changed::Yes {
             self.changed.mark();
+        }
+    }
+
+    /// An agent said which CAs it believes.
+    pub fn trusts(&self, member: &MemberId, epoch: u64, trust: Option<Digest>) {
+        let mut state = self.lock();
+        if state.live.get(member).is_some_and(|live| live.epoch == epoch) {
+            state.said.entry(member.clone()).or_default().trust = trust;
         }
     }
 
@@ -388,6 +400,13 @@ impl Fleet {
         let registered = state.registered.as_ref();
         let members = registered.into_iter().flat_map(BTreeMap::keys);
         members.map(|member| (member.clone(), state.member(member))).collect()
+    }
+
+    /// What registered members are held for.
+    pub fn states(&self) -> BTreeMap<MemberId, MemberState> {
+        let state = self.lock();
+        let members = state.registered.iter().flat_map(BTreeMap::keys);
+        members.map(|member| (member.clone(), state.health.of(member).state)).collect()
     }
 
     /// Members that were connected, or had joined, before the start and have not reported since.

@@ -16,10 +16,12 @@
 
 pub mod admin;
 pub mod args;
+pub mod authority;
 pub mod bootstrap;
 pub mod clock;
 pub mod conductor;
 pub mod enroll;
+pub mod events;
 pub mod fleet;
 pub mod gate;
 pub mod identity;
@@ -33,6 +35,7 @@ pub mod pki;
 pub mod record;
 pub mod refusal;
 pub mod registry;
+pub mod rotation;
 pub mod run;
 pub mod signal;
 pub mod spans;

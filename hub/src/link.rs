@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_hub_core::session::{Close, Identity, Output, Remembered, SILENCE_MS_MAX, Session};
-use fairlead_model::session::{ApplyReport, BundleUpdate, FromAgent, FromHub};
+use fairlead_model::session::{ApplyReport, BundleUpdate, FromAgent, FromHub, TRUST_SINCE};
 use fairlead_model::{PlanNumber, Reason};
 use fairlead_proto::convert::{AgentAssembler, hub_messages};
 use fairlead_proto::pb::enrollment_server::EnrollmentServer;
@@ -28,6 +28,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::authority::{Authorities, Authority};
 use crate::clock;
 use crate::enroll::{EnrollService, check_registered};
 use crate::fleet::{Fleet, Orders};
@@ -56,6 +57,8 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 pub struct Link {
     /// Members as they are.
     pub fleet: Arc<Fleet>,
+    /// Whom agents are to believe.
+    pub authority: Arc<Authority>,
     /// For epochs.
     pub store: Arc<dyn Store>,
     /// For members that the watch does not know yet.
@@ -146,7 +149,7 @@ impl pb::fleet_server::Fleet for FleetService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let peer = peer_of(&request)?;
         if peer.is_expired(clock::now()) {
-            return Err(Status::unauthenticated("the certificate is expired; renew it"));
+            return Err(status(Reason::CertificateExpired, "it can only be renewed"));
         }
         let address = request.remote_addr();
         self.link.check_peer(&peer.identity).await?;
@@ -157,6 +160,7 @@ impl pb::fleet_server::Fleet for FleetService {
             assembler: AgentAssembler::default(),
             outbox,
             orders: None,
+            authorities: None,
             epoch: None,
             told: None,
         };
@@ -182,6 +186,8 @@ struct SessionTask {
     assembler: AgentAssembler,
     outbox: Outbox,
     orders: Option<watch::Receiver<Orders>>,
+    /// None while nobody knows whether the agent takes them.
+    authorities: Option<watch::Receiver<Arc<Authorities>>>,
     epoch: Option<u64>,
     /// The newest plan whose way to the member was counted.
     told: Option<Told>,
@@ -213,6 +219,7 @@ enum Woken {
     Broken(Close),
     Gone,
     Orders,
+    Authorities,
     Time,
     Stop,
 }
@@ -224,6 +231,7 @@ impl SessionTask {
             let outputs = match self.next(&mut inbox).await {
                 Woken::Message(message) => self.message(message),
                 Woken::Orders => self.take_orders(),
+                Woken::Authorities => self.take_authorities(),
                 Woken::Time => self.session.tick(clock::now()),
                 Woken::Broken(close) => vec![Output::Close(close)],
                 Woken::Gone => break End::Lost,
@@ -278,6 +286,7 @@ impl SessionTask {
                     None => return Woken::Gone,
                 },
                 () = changed(&mut self.orders) => return Woken::Orders,
+                () = changed(&mut self.authorities) => return Woken::Authorities,
                 () = clock::sleep_until(wake_at) => return Woken::Time,
                 () = self.link.stop.cancelled() => return Woken::Stop,
             }
@@ -285,12 +294,21 @@ impl SessionTask {
     }
 
     fn message(&mut self, message: FromAgent) -> Vec<Output> {
+        if let (FromAgent::Heartbeat(beat), Some(epoch)) = (&message, self.epoch) {
+            self.link.fleet.trusts(&self.session.identity().member, epoch, beat.trust);
+        }
         let outputs = self.session.message(message, clock::now());
         if let Some(epoch) = self.epoch {
             let member = &self.session.identity().member;
             self.link.fleet.heard(member, epoch);
         }
         outputs
+    }
+
+    fn take_authorities(&mut self) -> Vec<Output> {
+        let Some(authorities) = &mut self.authorities else { return Vec::new() };
+        let ca_pem = authorities.borrow_and_update().bundle_pem();
+        vec![Output::Send(FromHub::Trust(ca_pem))]
     }
 
     fn take_orders(&mut self) -> Vec<Output> {
@@ -407,6 +425,11 @@ impl SessionTask {
         );
         self.epoch = Some(epoch);
         self.orders = Some(orders);
+        if hello.protocol.minor >= TRUST_SINCE {
+            let mut authorities = self.link.authority.subscribe();
+            authorities.mark_changed();
+            self.authorities = Some(authorities);
+        }
         let mut outputs = self.session.epoch_taken(epoch, remembered, clock::now());
         // The bundle that was wanted before the stream came is no change that would wake it.
         outputs.extend(self.take_orders());
@@ -446,14 +469,14 @@ impl SessionTask {
     }
 }
 
-/// Waits until orders change; for ever while there are none to come.
-async fn changed(orders: &mut Option<watch::Receiver<Orders>>) {
-    if let Some(receiver) = orders {
+/// Waits until something changes; for ever while there is nothing to come.
+async fn changed<T>(watched: &mut Option<watch::Receiver<T>>) {
+    if let Some(receiver) = watched {
         if receiver.changed().await.is_ok() {
             return;
         }
         // The fleet forgot this stream: its close order came before.
-        *orders = None;
+        *watched = None;
     }
     std::future::pending::<()>().await;
 }

@@ -20,14 +20,12 @@ use x509_parser::prelude::FromDer as _;
 
 use crate::identity;
 
-/// Agents' certificates live a week and are renewed at a third: an agent may be away for days.
-const MEMBER_DAYS: u64 = 7;
 /// The hub's own certificate is made anew at every start and every [`SERVER_RENEWAL`].
 const SERVER_DAYS: u64 = 90;
 /// How often the hub renews its own certificate.
 pub const SERVER_RENEWAL: Duration = Duration::from_secs(24 * 3600);
 const CA_DAYS: u64 = 3650;
-/// Clocks of fresh machines are behind by a little.
+/// Clocks of fresh machines are behind by a little; lives of tests are shorter than that.
 const BACKDATE_MS: u64 = 5 * 60 * 1_000;
 const DAY_MS: u64 = 24 * 3600 * 1_000;
 /// Largest signing request: RSA 4096 with every extension fits.
@@ -98,11 +96,11 @@ pub struct SigningRequest {
     pub spki: Vec<u8>,
 }
 
-fn validity(params: &mut CertificateParams, now: Millis, days: u64) {
+fn validity(params: &mut CertificateParams, now: Millis, life_ms: u64) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let at = |ms: u64| epoch + Duration::from_millis(ms);
-    params.not_before = at(now.0.saturating_sub(BACKDATE_MS));
-    params.not_after = at(now.plus(days * DAY_MS).0);
+    params.not_before = at(now.0.saturating_sub(BACKDATE_MS.min(life_ms / 10)));
+    params.not_after = at(now.plus(life_ms).0);
 }
 
 /// Makes a new CA.
@@ -115,7 +113,7 @@ pub fn make_ca(now: Millis) -> Result<CaPem, PkiError> {
     params.distinguished_name.push(DnType::CommonName, "Fairlead hub CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    validity(&mut params, now, CA_DAYS);
+    validity(&mut params, now, CA_DAYS * DAY_MS);
     let certificate = params.self_signed(&key).map_err(make("the CA certificate"))?;
     Ok(CaPem { certificate: certificate.pem(), key: key.serialize_pem() })
 }
@@ -166,7 +164,7 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        validity(&mut params, now, SERVER_DAYS);
+        validity(&mut params, now, SERVER_DAYS * DAY_MS);
         let leaf = params.signed_by(&key, &self.issuer).map_err(make("the hub's certificate"))?;
         Ok(ServerCertificate {
             chain: vec![leaf.der().clone(), self.certificate.clone()],
@@ -174,7 +172,7 @@ impl Ca {
         })
     }
 
-    /// Signs a member's certificate, PEM.
+    /// Signs a member's certificate that lives so long, PEM.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -182,6 +180,7 @@ impl Ca {
         &self,
         request: &SigningRequest,
         identity: &Identity,
+        life_ms: u64,
         now: Millis,
     ) -> Result<String, PkiError> {
         let uri = identity::uri_of(identity);
@@ -192,7 +191,7 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        validity(&mut params, now, MEMBER_DAYS);
+        validity(&mut params, now, life_ms);
         let public_key = request.params.public_key.clone();
         let signed = CertificateSigningRequestParams { params, public_key }.signed_by(&self.issuer);
         Ok(signed.map_err(make("the member's certificate"))?.pem())
@@ -262,12 +261,12 @@ mod tests {
     fn a_member_certificate_says_what_the_hub_decided_and_nothing_that_was_asked() {
         let ca = Ca::open(&make_ca(NOW).unwrap()).unwrap();
         let request = SigningRequest::read(&mk_csr("admin.example.com").1).unwrap();
-        let pem = ca.sign_member(&request, &mk_identity(), NOW).unwrap();
+        let pem = ca.sign_member(&request, &mk_identity(), DAY_MS, NOW).unwrap();
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let read = identity::read_certificate(&der).unwrap();
         assert_eq!(read.identity, mk_identity());
         assert_eq!(read.spki, request.spki);
-        assert_eq!(read.not_after, NOW.plus(MEMBER_DAYS * DAY_MS));
+        assert_eq!(read.not_after, NOW.plus(DAY_MS));
         assert!(!String::from_utf8_lossy(&der).contains("admin.example.com"));
     }
 

@@ -23,7 +23,9 @@ pub fn status(reason: Reason, message: &str) -> Status {
 
 fn code(reason: Reason) -> Code {
     match reason {
-        Reason::TokenUnknown | Reason::TokenExpired => Code::Unauthenticated,
+        Reason::TokenUnknown | Reason::TokenExpired | Reason::CertificateExpired => {
+            Code::Unauthenticated
+        }
         Reason::TokenUsed | Reason::WrongIdentity | Reason::MemberRemoved => Code::PermissionDenied,
         Reason::NameTaken | Reason::ClusterJoinedAlready => Code::AlreadyExists,
         Reason::ClockSkew | Reason::VersionUnsupported => Code::FailedPrecondition,

@@ -17,13 +17,16 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Start};
 use crate::args::RunArgs;
+use crate::authority::{Authorities, Authority};
 use crate::conductor::{Conductor, Current};
 use crate::enroll::EnrollService;
+use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::gate::Way;
 use crate::lease::HubLease;
@@ -31,8 +34,9 @@ use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::office::Office;
 use crate::persist::{MemorySlot, Persist};
-use crate::pki::{Ca, SERVER_NAME, SERVER_RENEWAL};
+use crate::pki::{SERVER_NAME, SERVER_RENEWAL};
 use crate::registry::KubeRegistry;
+use crate::rotation::{Capabilities, HubCa, turn};
 use crate::signal::Signal;
 use crate::status::StatusWriter;
 use crate::store::{EmbeddedStore, EtcdStore, FencedStore, Store, StoreError};
@@ -40,7 +44,7 @@ use crate::tls::{HubCertificate, server_config};
 use crate::traffic::Traffic;
 use crate::visible::Lookout;
 use crate::watch::Objects;
-use crate::{admin, bootstrap, clock, gate, lease, link, record, spans, watch as objects};
+use crate::{admin, bootstrap, clock, events, gate, lease, link, record, spans, watch as objects};
 
 /// Pause between tries of a step of the start.
 const RETRY: Duration = Duration::from_secs(2);
@@ -224,16 +228,18 @@ impl Hub {
             let lease = self.take_lease(client, office.holder()).await?;
             anyhow::Ok((lease, self.own_objects(client).await))
         };
-        let (lease, (ca, keys)) = tokio::select! {
+        let (lease, (authorities, keys)) = tokio::select! {
             taken = taken => taken?,
             () = self.stop.cancelled() => return Ok(()),
         };
-        let (ca, epoch) = (Arc::new(ca), lease.epoch());
-        let certificate = self.server_certificate(client, &ca).await?;
-        self.spawn_conductor(keys).await?;
+        let (authority, epoch) = (Arc::new(Authority::new(authorities)), lease.epoch());
+        let certificate = self.server_certificate(client, &authority).await?;
+        let keys = Arc::new(ArcSwap::from_pointee(keys));
+        self.spawn_conductor(Arc::clone(&keys)).await?;
         self.spawn_status(client);
-        self.spawn_upkeep(client, &ca, &certificate);
-        let served = self.serve_agents(client, ca, certificate, epoch)?;
+        self.spawn_upkeep(client, &authority, &certificate);
+        self.spawn_rotation(client, &authority, keys);
+        let served = self.serve_agents(client, authority, certificate, epoch)?;
         // Whichever ends first ends the other: no agents without the Lease, no Lease without agents.
         let (served, kept) = tokio::join!(async { (served.await, self.stop.cancel()).0 }, async {
             (lease.keep(self.stop.clone()).await, self.stop.cancel()).0
@@ -293,7 +299,7 @@ impl Hub {
     }
 
     /// CA and keys, waiting for the API server as long as it takes.
-    async fn own_objects(&self, client: &Client) -> (Ca, CapabilityKeys) {
+    async fn own_objects(&self, client: &Client) -> (Authorities, CapabilityKeys) {
         let namespace = &self.args.namespace;
         loop {
             let ca = bootstrap::ensure_ca(client, namespace).await;
@@ -309,20 +315,21 @@ impl Hub {
     async fn server_certificate(
         &self,
         client: &Client,
-        ca: &Ca,
+        authority: &Authority,
     ) -> anyhow::Result<Arc<HubCertificate>> {
         let names = server_names(client, &self.args).await;
-        tracing::info!(?names, ca = ca.hash(), "made the hub's certificate");
-        let certificate = ca.issue_server(&names, clock::now())?;
+        let authorities = authority.now();
+        tracing::info!(?names, ca = authorities.server().hash(), "made the hub's certificate");
+        let certificate = authorities.server().issue_server(&names, clock::now())?;
         Ok(Arc::new(HubCertificate::new(certificate)?))
     }
 
-    async fn spawn_conductor(&self, keys: CapabilityKeys) -> anyhow::Result<()> {
+    async fn spawn_conductor(&self, keys: Arc<ArcSwap<CapabilityKeys>>) -> anyhow::Result<()> {
         let memory_slot = Arc::new(MemorySlot::default());
         let conductor = Conductor {
             objects: Arc::clone(&self.objects),
             fleet: Arc::clone(&self.fleet),
-            keys: Arc::new(keys),
+            keys,
             metrics: Arc::clone(&self.metrics),
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
@@ -346,10 +353,40 @@ impl Hub {
     }
 
     /// What is done again from time to time.
-    fn spawn_upkeep(&self, client: &Client, ca: &Arc<Ca>, certificate: &Arc<HubCertificate>) {
-        let (args, ca, certificate) = (self.args.clone(), Arc::clone(ca), Arc::clone(certificate));
-        self.spawn(publish(client.clone(), args.clone(), Arc::clone(&ca)));
-        self.spawn(renew(client.clone(), args, ca, certificate));
+    fn spawn_upkeep(
+        &self,
+        client: &Client,
+        authority: &Arc<Authority>,
+        certificate: &Arc<HubCertificate>,
+    ) {
+        let (args, certificate) = (self.args.clone(), Arc::clone(certificate));
+        self.spawn(publish(client.clone(), args.clone(), Arc::clone(authority)));
+        self.spawn(renew(client.clone(), args, Arc::clone(authority), certificate));
+    }
+
+    /// What changes when somebody asks for it.
+    fn spawn_rotation(
+        &self,
+        client: &Client,
+        authority: &Arc<Authority>,
+        keys: Arc<ArcSwap<CapabilityKeys>>,
+    ) {
+        let (fleet, current) = (Arc::clone(&self.fleet), Arc::clone(&self.current));
+        let ca = HubCa {
+            authority: Arc::clone(authority),
+            fleet: Arc::clone(&fleet),
+            current: Arc::clone(&current),
+        };
+        let namespace = &self.args.namespace;
+        self.spawn(turn(client.clone(), namespace.clone(), ca));
+        self.spawn(turn(client.clone(), namespace.clone(), Capabilities { keys, fleet, current }));
+    }
+
+    fn spawn_events(&self, client: &Client) -> Events {
+        let (events, writer) = events::open(client, Arc::clone(&self.objects));
+        self.spawn(writer.run());
+        self.spawn(events.clone().follow(Arc::clone(&self.fleet), Arc::clone(&self.current)));
+        events
     }
 
     /// Runs what has no end of its own until the hub stops.
@@ -367,15 +404,22 @@ impl Hub {
     fn serve_agents(
         &self,
         client: &Client,
-        ca: Arc<Ca>,
+        authority: Arc<Authority>,
         certificate: Arc<HubCertificate>,
         epoch: u64,
     ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
-        let tls = Arc::new(server_config(&ca, certificate)?);
+        let tls = Arc::new(server_config(Arc::clone(&authority), certificate)?);
         let registry = Arc::new(KubeRegistry::new(client, &self.args.namespace));
-        let enroll = EnrollService::new(ca, registry.clone(), self.tracer.clone());
+        let enroll = EnrollService::new(
+            Arc::clone(&authority),
+            self.args.agent_certificate_ms(),
+            registry.clone(),
+            self.spawn_events(client),
+            self.tracer.clone(),
+        );
         let link = Link {
             fleet: Arc::clone(&self.fleet),
+            authority,
             store: self.store.clone(),
             registry,
             epoch,
@@ -408,10 +452,12 @@ async fn late(stop: &CancellationToken) {
     tokio::time::sleep(STOP_TIMEOUT).await;
 }
 
-async fn publish(client: Client, args: RunArgs, ca: Arc<Ca>) {
+async fn publish(client: Client, args: RunArgs, authority: Arc<Authority>) {
+    let mut changes = authority.subscribe();
     loop {
-        let advertise = args.advertise.as_deref();
-        let pause = match bootstrap::publish_hub(&client, &args.namespace, &ca, advertise).await {
+        let (advertise, now) = (args.advertise.as_deref(), changes.borrow_and_update().clone());
+        let told = bootstrap::publish_hub(&client, &args.namespace, now.server(), advertise).await;
+        let pause = match told {
             Ok(()) => PUBLISH_PERIOD,
             Err(error) => {
                 let error = anyhow::Error::from(error);
@@ -422,15 +468,28 @@ async fn publish(client: Client, args: RunArgs, ca: Arc<Ca>) {
                 RETRY
             }
         };
-        tokio::time::sleep(pause).await;
+        wait_change(&mut changes, pause).await;
     }
 }
 
-async fn renew(client: Client, args: RunArgs, ca: Arc<Ca>, certificate: Arc<HubCertificate>) {
+/// Waits until the CA changes, but no longer than so.
+async fn wait_change(changes: &mut Receiver<Arc<Authorities>>, pause: Duration) {
+    // What sends changes lives as long as the process.
+    let _ = tokio::time::timeout(pause, changes.changed()).await;
+}
+
+async fn renew(
+    client: Client,
+    args: RunArgs,
+    authority: Arc<Authority>,
+    certificate: Arc<HubCertificate>,
+) {
+    let mut changes = authority.subscribe();
     loop {
-        tokio::time::sleep(SERVER_RENEWAL).await;
+        wait_change(&mut changes, SERVER_RENEWAL).await;
         let names = server_names(&client, &args).await;
-        let renewed = ca.issue_server(&names, clock::now()).map_err(anyhow::Error::from);
+        let now = changes.borrow_and_update().clone();
+        let renewed = now.server().issue_server(&names, clock::now()).map_err(anyhow::Error::from);
         match renewed.and_then(|next| Ok(certificate.swap(next)?)) {
             Ok(()) => tracing::info!("renewed the hub's certificate"),
             Err(error) => {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use fairlead_model::Millis;
 use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -20,8 +21,9 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use crate::authority::Authority;
 use crate::identity;
-use crate::pki::{Ca, PkiError, ServerCertificate};
+use crate::pki::{PkiError, ServerCertificate};
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +34,6 @@ pub enum TlsError {
     /// rustls refuses the key.
     #[error("the hub's key cannot be used")]
     Key(#[source] rustls::Error),
-    /// rustls refuses the CA.
-    #[error("the CA cannot be used to check clients: {0}")]
-    Roots(String),
 }
 
 /// The hub's certificate, which can be swapped.
@@ -74,39 +73,61 @@ impl ResolvesServerCert for HubCertificate {
 /// The configuration of the agents' port.
 ///
 /// # Errors
-/// When the CA cannot be used.
-pub fn server_config(ca: &Ca, certificate: Arc<HubCertificate>) -> Result<ServerConfig, TlsError> {
+/// When rustls refuses the settings.
+pub fn server_config(
+    authority: Arc<Authority>,
+    certificate: Arc<HubCertificate>,
+) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.certificate().clone()).map_err(|e| TlsError::Roots(e.to_string()))?;
-    let strict = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| TlsError::Roots(e.to_string()))?;
+    let clients = Clients { authority, provider: provider.clone() };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Key)?
-        .with_client_cert_verifier(Arc::new(AlsoExpired(strict)))
+        .with_client_cert_verifier(Arc::new(clients))
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
 
-/// Checks signatures as ever, but takes a certificate whose time is over as if it were its last second.
-#[derive(Debug)]
-struct AlsoExpired(Arc<dyn ClientCertVerifier>);
+/// Checks certificates by the CAs of this very moment, and takes one whose time is over as if it were
+/// its last second.
+struct Clients {
+    authority: Arc<Authority>,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ClientCertVerifier for AlsoExpired {
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Clients").finish_non_exhaustive()
+    }
+}
+
+impl Clients {
+    /// Made for each handshake: CAs change, and handshakes are few.
+    fn strict(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        for ca in self.authority.now().all() {
+            roots.add(ca.certificate().clone())?;
+        }
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))
+    }
+}
+
+impl ClientCertVerifier for Clients {
     fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
+        true
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
+        false
     }
 
+    /// No hints: an agent has one certificate.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -115,14 +136,15 @@ impl ClientCertVerifier for AlsoExpired {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        match self.0.verify_client_cert(leaf, intermediates, now) {
+        let strict = self.strict()?;
+        match strict.verify_client_cert(leaf, intermediates, now) {
             // webpki looks at the time before the signature, so the whole check is done again.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::Expired | CertificateError::ExpiredContext { .. },
             )) => {
                 let read = identity::read_certificate(leaf)
                     .map_err(|_| rustls::Error::from(CertificateError::BadEncoding))?;
-                self.0.verify_client_cert(leaf, intermediates, unix_time(read.not_after))
+                strict.verify_client_cert(leaf, intermediates, unix_time(read.not_after))
             }
             verdict => verdict,
         }
@@ -134,7 +156,8 @@ impl ClientCertVerifier for AlsoExpired {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -143,11 +166,12 @@ impl ClientCertVerifier for AlsoExpired {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -159,7 +183,8 @@ fn unix_time(at: Millis) -> UnixTime {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::pki::{SigningRequest, make_ca};
+    use crate::authority::Authorities;
+    use crate::pki::{Ca, SigningRequest, make_ca};
     use fairlead_hub_core::session::Identity;
     use fairlead_model::{ClusterUid, MemberId};
     use rcgen::{CertificateParams, KeyPair};
@@ -175,22 +200,24 @@ mod tests {
             member: MemberId::new("east").unwrap(),
             uid: ClusterUid::new("uid-1").unwrap(),
         };
-        let pem = ca.sign_member(&SigningRequest::read(&csr).unwrap(), &identity, now).unwrap();
+        let pem = ca
+            .sign_member(&SigningRequest::read(&csr).unwrap(), &identity, YEAR_MS / 50, now)
+            .unwrap();
         CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
     }
 
-    fn verifier(ca: &Ca) -> AlsoExpired {
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.certificate().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let strict = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-        AlsoExpired(strict.allow_unauthenticated().build().unwrap())
+    fn mk_ca(at: Millis) -> Ca {
+        Ca::open(&make_ca(at).unwrap()).unwrap()
+    }
+
+    fn verifier(current: Ca, next: Option<Ca>) -> Clients {
+        let authority = Arc::new(Authority::new(Authorities::new(current, next)));
+        Clients { authority, provider: Arc::new(rustls::crypto::ring::default_provider()) }
     }
 
     #[test]
     fn an_expired_certificate_of_ours_passes_and_a_foreign_one_never() {
-        let ours = Ca::open(&make_ca(Millis(NOW.0 - YEAR_MS)).unwrap()).unwrap();
-        let other = Ca::open(&make_ca(Millis(NOW.0 - YEAR_MS)).unwrap()).unwrap();
+        let (ours, other) = (mk_ca(Millis(NOW.0 - YEAR_MS)), mk_ca(Millis(NOW.0 - YEAR_MS)));
         let old = Millis(NOW.0 - YEAR_MS / 2);
         let rows = [
             (mk_leaf(&ours, NOW), true),
@@ -198,16 +225,34 @@ mod tests {
             (mk_leaf(&other, NOW), false),
             (mk_leaf(&other, old), false),
         ];
+        let verifier = verifier(ours, None);
         for (leaf, want) in rows {
-            let verdict = verifier(&ours).verify_client_cert(&leaf, &[], unix_time(NOW));
+            let verdict = verifier.verify_client_cert(&leaf, &[], unix_time(NOW));
             assert_eq!(verdict.is_ok(), want, "{verdict:?}");
         }
     }
 
     #[test]
     fn a_certificate_of_the_future_is_refused() {
-        let ca = Ca::open(&make_ca(NOW).unwrap()).unwrap();
+        let ca = mk_ca(NOW);
         let leaf = mk_leaf(&ca, NOW.plus(YEAR_MS));
-        assert!(verifier(&ca).verify_client_cert(&leaf, &[], unix_time(NOW)).is_err());
+        assert!(verifier(ca, None).verify_client_cert(&leaf, &[], unix_time(NOW)).is_err());
+    }
+
+    #[test]
+    fn while_the_ca_changes_both_are_believed_and_then_the_new_one_alone() {
+        let (a, b) = (make_ca(NOW).unwrap(), make_ca(NOW).unwrap());
+        let open = |pem| Ca::open(pem).unwrap();
+        let leafs = [mk_leaf(&open(&a), NOW), mk_leaf(&open(&b), NOW)];
+        let clients = verifier(open(&a), None);
+        let verdicts = || {
+            let of = |leaf| clients.verify_client_cert(leaf, &[], unix_time(NOW)).is_ok();
+            leafs.each_ref().map(of)
+        };
+        assert_eq!(verdicts(), [true, false]);
+        clients.authority.set(Authorities::new(open(&a), Some(open(&b))));
+        assert_eq!(verdicts(), [true, true]);
+        clients.authority.set(Authorities::new(open(&b), None));
+        assert_eq!(verdicts(), [false, true]);
     }
 }

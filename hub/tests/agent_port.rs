@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fairlead_hub::authority::{Authorities, Authority};
 use fairlead_hub::clock;
 use fairlead_hub::enroll::EnrollService;
+use fairlead_hub::events::Events;
 use fairlead_hub::fleet::Fleet;
 use fairlead_hub::gate::{self, Way};
 use fairlead_hub::link::{self, Link};
-use fairlead_hub::pki::{Ca, SERVER_NAME, hex, make_ca};
+use fairlead_hub::pki::{Ca, SERVER_NAME, SigningRequest, hex, make_ca};
 use fairlead_hub::registry::{
     NewMember, Registered, Registry, RegistryError, StoredToken, Written,
 };
@@ -19,6 +21,7 @@ use fairlead_hub::store::EmbeddedStore;
 use fairlead_hub::tls::{HubCertificate, server_config};
 use fairlead_hub_core::enroll::Token;
 use fairlead_hub_core::push::Wanted;
+use fairlead_hub_core::session::Identity as MemberIdentity;
 use fairlead_model::ledger::{Digest, Ledger};
 use fairlead_model::session::{
     ApplyReport, FromAgent, FromHub, Hello, PROTOCOL, Protocol, SnapshotUpdate,
@@ -112,7 +115,9 @@ impl Registry for FakeRegistry {
 /// A hub's port.
 struct Port {
     address: SocketAddr,
-    ca: Arc<Ca>,
+    ca: Ca,
+    ca_pem: fairlead_hub::pki::CaPem,
+    authority: Arc<Authority>,
     registry: Arc<FakeRegistry>,
     fleet: Arc<Fleet>,
     spans: Arc<Queue>,
@@ -128,16 +133,19 @@ impl Drop for Port {
 
 async fn mk_port() -> Port {
     let dir = tempfile::tempdir().unwrap();
-    let ca = Arc::new(Ca::open(&make_ca(clock::now()).unwrap()).unwrap());
+    let pem = make_ca(clock::now()).unwrap();
+    let ca = Ca::open(&pem).unwrap();
+    let authority = Arc::new(Authority::new(Authorities::new(Ca::open(&pem).unwrap(), None)));
     let names = [SERVER_NAME.to_owned()];
     let certificate = HubCertificate::new(ca.issue_server(&names, clock::now()).unwrap()).unwrap();
-    let tls = Arc::new(server_config(&ca, Arc::new(certificate)).unwrap());
+    let tls = Arc::new(server_config(Arc::clone(&authority), Arc::new(certificate)).unwrap());
     let registry = Arc::new(FakeRegistry::default());
     let (fleet, stop) = (Arc::new(Fleet::default()), CancellationToken::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let link = Link {
         fleet: Arc::clone(&fleet),
+        authority: Arc::clone(&authority),
         store: Arc::new(EmbeddedStore::open(dir.path()).unwrap()),
         registry: registry.clone(),
         epoch: 5,
@@ -148,7 +156,13 @@ async fn mk_port() -> Port {
     };
     let spans = Arc::new(Queue::new(1 << 20));
     let tracer = Tracer::new(Some(spans.clone()), 1.0, Vec::new());
-    let enroll = EnrollService::new(Arc::clone(&ca), registry.clone(), tracer);
+    let enroll = EnrollService::new(
+        Arc::clone(&authority),
+        3_600_000,
+        registry.clone(),
+        Events::none(),
+        tracer,
+    );
     let (server, sockets) = mpsc::channel(1);
     let (ways, seen) = watch::channel(Way::Own(server));
     tokio::spawn(async move {
@@ -156,7 +170,7 @@ async fn mk_port() -> Port {
         drop(ways);
     });
     tokio::spawn(link::serve(sockets, tls, link, enroll));
-    Port { address, ca, registry, fleet, spans, stop, _dir: dir }
+    Port { address, ca, ca_pem: pem, authority, registry, fleet, spans, stop, _dir: dir }
 }
 
 /// What an agent has in its own cluster.
@@ -233,6 +247,27 @@ impl Port {
     }
 }
 
+impl Port {
+    /// Puts a CA beside the one of the start.
+    fn turn(&self, next: Option<&fairlead_hub::pki::CaPem>) {
+        let next = next.map(|pem| Ca::open(pem).unwrap());
+        let current = Ca::open(&self.ca_pem).unwrap();
+        self.authority.set(Authorities::new(current, next));
+    }
+
+    async fn try_open(&self, certificate: &str, cluster: &Cluster) -> Result<(), String> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.ca.certificate_pem()))
+            .domain_name(SERVER_NAME)
+            .identity(Identity::from_pem(certificate, cluster.key.serialize_pem()));
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+        let channel =
+            endpoint.tls_config(tls).unwrap().connect().await.map_err(|e| e.to_string())?;
+        let answer = FleetClient::new(channel).session(tokio_stream::empty()).await;
+        answer.map(drop).map_err(|status| status.to_string())
+    }
+}
+
 /// A scripted agent's stream.
 struct Agent {
     outbox: mpsc::Sender<pb::AgentMessage>,
@@ -247,13 +282,13 @@ impl Agent {
         }
     }
 
-    /// The next message that is no heartbeat.
+    /// The next message that is no heartbeat, and not about whom to believe.
     async fn hear(&mut self) -> Result<FromHub, Status> {
         loop {
             let message = tokio::time::timeout(WAIT, self.inbox.message()).await.unwrap()?;
             let message = message.ok_or_else(|| Status::cancelled("the stream ended"))?;
             match self.assembler.push(message).unwrap() {
-                Some(FromHub::Heartbeat(_)) | None => {}
+                Some(FromHub::Heartbeat(_) | FromHub::Trust(_)) | None => {}
                 Some(message) => return Ok(message),
             }
         }
@@ -263,6 +298,16 @@ impl Agent {
         match self.hear().await.unwrap() {
             FromHub::Welcome(welcome) => welcome,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// The CAs that the hub says are to be believed.
+    async fn trust(&mut self) -> String {
+        loop {
+            let message = tokio::time::timeout(WAIT, self.inbox.message()).await.unwrap().unwrap();
+            if let Some(FromHub::Trust(pem)) = self.assembler.push(message.unwrap()).unwrap() {
+                return pem;
+            }
         }
     }
 
@@ -503,6 +548,72 @@ async fn a_certificate_is_renewed_for_the_same_member() {
     let mut agent = port.open(&renewed, &east).await;
     agent.say(east.hello(1, None)).await;
     agent.welcome().await;
+}
+
+#[tokio::test]
+async fn an_expired_certificate_renews_with_its_own_key_and_does_nothing_else() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    port.join(&east).await;
+    let identity = MemberIdentity {
+        member: MemberId::new("east").unwrap(),
+        uid: ClusterUid::new("uid-east").unwrap(),
+    };
+    let request = SigningRequest::read(&east.csr()).unwrap();
+    let then = Millis(clock::now().0 - 3_600_000);
+    let expired = port.ca.sign_member(&request, &identity, 60_000, then).unwrap();
+
+    let channel = port.channel(Some((&expired, &east))).await;
+    let refused = FleetClient::new(channel.clone()).session(tokio_stream::empty()).await;
+    assert_eq!(reason(&refused.unwrap_err()), "CertificateExpired");
+    let mut client = EnrollmentClient::new(channel);
+    let other = Cluster::new("east", "uid-east");
+    let refused = client.renew(pb::RenewRequest { csr_pem: other.csr() }).await;
+    assert_eq!(reason(&refused.unwrap_err()), "WrongIdentity");
+    let renewed = client.renew(pb::RenewRequest { csr_pem: east.csr() }).await.unwrap();
+    let mut agent = port.open(&renewed.into_inner().certificate_pem, &east).await;
+    agent.say(east.hello(1, None)).await;
+    agent.welcome().await;
+}
+
+#[tokio::test]
+async fn a_change_of_the_ca_is_told_in_streams_and_its_steps_lock_nobody_out() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    let old = port.join(&east).await;
+    let mut agent = port.open(&old, &east).await;
+    agent.say(east.hello(1, None)).await;
+    let next = make_ca(clock::now()).unwrap();
+    let open = |pem| Ca::open(pem).unwrap();
+    let current = || port.authority.now().server().certificate_pem().to_owned();
+    assert_eq!(agent.trust().await, current());
+
+    let first = current();
+    port.turn(Some(&next));
+    assert_eq!(agent.trust().await, format!("{first}{}", next.certificate));
+    // Whoever renews now gets a certificate of the new one, and both to believe.
+    let mut client = EnrollmentClient::new(port.channel(Some((&old, &east))).await);
+    let answer = client.renew(pb::RenewRequest { csr_pem: east.csr() }).await.unwrap().into_inner();
+    assert_eq!(answer.ca_pem, format!("{first}{}", next.certificate));
+    port.open(&answer.certificate_pem, &east).await;
+
+    port.authority.set(Authorities::new(open(&next), None));
+    assert_eq!(agent.trust().await, next.certificate);
+    // The hub's own certificate is swapped by somebody else here: the old one is still shown.
+    port.open(&answer.certificate_pem, &east).await;
+    let refused = port.try_open(&old, &east).await;
+    assert!(refused.is_err(), "a certificate of the old CA is worth nothing");
+}
+
+#[tokio::test]
+async fn nobody_gets_another_key_for_a_certificate() {
+    let port = mk_port().await;
+    let east = Cluster::new("east", "uid-east");
+    let certificate = port.join(&east).await;
+    let mut client = EnrollmentClient::new(port.channel(Some((&certificate, &east))).await);
+    let other = Cluster::new("east", "uid-east");
+    let refused = client.renew(pb::RenewRequest { csr_pem: other.csr() }).await;
+    assert_eq!(reason(&refused.unwrap_err()), "WrongIdentity");
 }
 
 #[tokio::test]

@@ -8,12 +8,16 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use fairlead_agent_core::renewal::Life;
 use fairlead_crds::keys;
+use fairlead_model::ledger::Digest;
 use fairlead_model::session::PROTOCOL;
-use fairlead_model::{ClusterUid, MemberId, Millis};
+use fairlead_model::{ClusterUid, MemberId};
 use fairlead_proto::pb;
 use fairlead_proto::pb::enrollment_client::EnrollmentClient;
 use fairlead_telemetry::span::{TRACEPARENT, TraceContext, Tracer};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Mutex, watch};
 use tracing::info;
 
 use crate::clock::wall_now;
@@ -37,6 +41,15 @@ pub struct AgentIdentity {
     pub leaf: Leaf,
     /// The hub's CA, PEM.
     pub ca_pem: String,
+}
+
+impl AgentIdentity {
+    /// From when until when its certificate is good; none when it cannot be read.
+    pub fn life(&self) -> Option<Life> {
+        let CertificateFacts { not_before, not_after, .. } =
+            CertificateFacts::of(&self.leaf.cert_pem).ok()?;
+        Some(Life { not_before, not_after })
+    }
 }
 
 /// What is told about this cluster at the first contact.
@@ -104,19 +117,90 @@ pub struct Identities {
     pub bootstrap_dir: PathBuf,
     /// Where spans go.
     pub tracer: Tracer,
+    /// One at a time: stream and renewal would both renew what is due.
+    gate: Mutex<()>,
+    /// What was found or got last.
+    kept: watch::Sender<Option<AgentIdentity>>,
+    /// The CAs that the hub says are to be believed, PEM.
+    told: watch::Sender<Option<String>>,
 }
 
 impl Identities {
+    /// Gets the identity from there and keeps it there.
+    pub fn new(
+        secrets: Secrets,
+        hub: HubAddress,
+        introduction: Introduction,
+        bootstrap_dir: PathBuf,
+        tracer: Tracer,
+    ) -> Self {
+        let (gate, kept) = (Mutex::default(), watch::Sender::new(None));
+        let told = watch::Sender::new(None);
+        Self { secrets, hub, introduction, bootstrap_dir, tracer, gate, kept, told }
+    }
+
+    /// The hub says which CAs are to be believed. Only a renewal changes whom we believe.
+    pub fn tell(&self, ca_pem: String) {
+        self.told.send_replace(Some(ca_pem));
+    }
+
+    /// What the hub said last.
+    pub fn told(&self) -> watch::Receiver<Option<String>> {
+        self.told.subscribe()
+    }
+
+    /// SHA-256 of the CAs that we believe, as the hub wrote them.
+    pub fn trust(&self) -> Option<Digest> {
+        let kept = self.kept.borrow();
+        kept.as_ref().map(|identity| Sha256::digest(&identity.ca_pem).into())
+    }
+
+    /// The identity whenever it is another one than before.
+    pub fn subscribe(&self) -> watch::Receiver<Option<AgentIdentity>> {
+        self.kept.subscribe()
+    }
+
     /// The identity: the one that is kept, renewed when two thirds of its life are over; else a new
     /// one for the bootstrap token.
     ///
     /// # Errors
     /// [`IdentityError`] when there is none to be had now.
     pub async fn obtain(&self) -> Result<AgentIdentity, IdentityError> {
+        let _one_at_a_time = self.gate.lock().await;
+        let identity = self.find_or_get().await?;
+        self.remember(&identity);
+        Ok(identity)
+    }
+
+    /// Renews the identity, due or not.
+    ///
+    /// # Errors
+    /// As [`Self::obtain`]; not while the old one is good.
+    pub async fn refresh(&self) -> Result<AgentIdentity, IdentityError> {
+        let _one_at_a_time = self.gate.lock().await;
+        let kept = self.secrets.get(keys::SECRET_AGENT_IDENTITY).await.map_err(secret_error)?;
+        let kept = kept.as_ref().and_then(identity_of).filter(|i| self.is_mine(i));
+        let identity = match kept {
+            Some(identity) => self.renew(identity).await?,
+            None => self.find_or_get().await?,
+        };
+        self.remember(&identity);
+        Ok(identity)
+    }
+
+    fn remember(&self, identity: &AgentIdentity) {
+        self.kept.send_if_modified(|kept| {
+            let changed = kept.as_ref() != Some(identity);
+            *kept = Some(identity.clone());
+            changed
+        });
+    }
+
+    async fn find_or_get(&self) -> Result<AgentIdentity, IdentityError> {
         let kept = self.secrets.get(keys::SECRET_AGENT_IDENTITY).await.map_err(secret_error)?;
         let kept = kept.unwrap_or_default();
         if let Some(identity) = identity_of(&kept).filter(|i| self.is_mine(i)) {
-            if !is_due(&identity, wall_now()) {
+            if identity.life().is_some_and(|life| !life.is_due(wall_now())) {
                 return Ok(identity);
             }
             return self.renew(identity).await;
@@ -193,7 +277,7 @@ impl Identities {
                 let ca = ca.unwrap_or_else(|| identity.ca_pem.clone());
                 self.accept(answer.certificate_pem, identity.leaf.key_pem, ca).await
             }
-            Err(error) if is_valid(&identity, wall_now()) => {
+            Err(error) if identity.life().is_some_and(|life| life.is_valid(wall_now())) => {
                 tracing::warn!(%error, "certificate is due for renewal, the old one is still good");
                 Ok(identity)
             }
@@ -239,16 +323,6 @@ fn traced<T>(message: T, context: TraceContext) -> tonic::Request<T> {
 fn identity_of(data: &Data) -> Option<AgentIdentity> {
     let leaf = Leaf { cert_pem: data.get(CERT)?.clone(), key_pem: data.get(KEY)?.clone() };
     Some(AgentIdentity { leaf, ca_pem: data.get(CA)?.clone() })
-}
-
-fn is_due(identity: &AgentIdentity, now: Millis) -> bool {
-    let facts = CertificateFacts::of(&identity.leaf.cert_pem);
-    facts.map_or(true, |facts| now >= facts.at_share(2, 3))
-}
-
-fn is_valid(identity: &AgentIdentity, now: Millis) -> bool {
-    let facts = CertificateFacts::of(&identity.leaf.cert_pem);
-    facts.is_ok_and(|facts| now >= facts.not_before && now < facts.not_after)
 }
 
 fn read_file(dir: &Path, name: &str) -> Result<String, IdentityError> {

@@ -40,6 +40,7 @@ pub mod pki;
 pub mod probe;
 mod publish;
 pub mod relay;
+pub mod renewal;
 pub mod run;
 pub mod secret;
 pub mod spans;

@@ -51,6 +51,7 @@ use crate::probe::Prober;
 use crate::publish::{Publisher, token_id};
 use crate::relay::Relay;
 use crate::relay::enrich::Strip;
+use crate::renewal::keep_fresh;
 use crate::secret::Secrets;
 use crate::spans;
 use crate::uplink::{LinkState, Taken, Uplink};
@@ -297,7 +298,8 @@ async fn start(
         gateway_class: args.gateway_class.clone(),
     };
     let bootstrap_dir = args.bootstrap_dir.clone();
-    let identities = Identities { secrets, hub, introduction, bootstrap_dir, tracer };
+    let identities = Arc::new(Identities::new(secrets, hub, introduction, bootstrap_dir, tracer));
+    tasks.spawn(endless(keep_fresh(identities.clone())));
     let identity = Identity {
         member: args.member.clone(),
         uid,
@@ -307,7 +309,7 @@ async fn start(
     let uplink = Uplink {
         clock,
         session: Session::new(identity, kept, clock.now()),
-        identities: Arc::new(identities),
+        identities,
         snapshot,
         applied,
         probes: report,

@@ -73,7 +73,8 @@ pub enum Trust {
 /// What a client says when nobody in the chain has the pinned hash. Errors lose their types on the way
 /// through the layers, so these words are also how it is recognised.
 pub const PIN_MISMATCH: &str = "the hub shows no CA with the hash of --ca-hash: either the hash is that of \
-     another hub, or somebody else answers at this address";
+     another hub, or the hub's CA was changed since the line was printed (print a new one: fairlead token \
+     create), or somebody else answers at this address";
 
 /// Makes a client configuration; with a leaf the client can say who it is.
 ///

@@ -201,7 +201,12 @@ impl Uplink {
                 *stream = dial_in_background(self.identities.clone());
                 true
             }
-            Output::Say(message) => say(stream, &message).await,
+            Output::Say(mut message) => {
+                if let FromAgent::Heartbeat(beat) = &mut message {
+                    beat.trust = self.identities.trust();
+                }
+                say(stream, &message).await
+            }
             Output::Hangup { why } => {
                 warn!(?why, "leaving the stream to the hub");
                 *stream = Stream::default();
@@ -232,6 +237,10 @@ impl Uplink {
             Some(Event::Connected { outbox }) => {
                 stream.outbox = Some(outbox);
                 Some(Input::Connected)
+            }
+            Some(Event::Heard(FromHub::Trust(ca_pem))) => {
+                self.identities.tell(ca_pem);
+                None
             }
             Some(Event::Heard(message)) => {
                 if let FromHub::Bundle(update) = &message {

@@ -201,13 +201,13 @@ impl TestHub {
             zone: None,
             gateway_class: None,
         };
-        let identities = Identities {
-            secrets: Secrets::new(api.client(), "fairlead-system"),
-            hub: dial::HubAddress::parse(&format!("https://127.0.0.1:{}", self.port)).unwrap(),
+        let identities = Identities::new(
+            Secrets::new(api.client(), "fairlead-system"),
+            dial::HubAddress::parse(&format!("https://127.0.0.1:{}", self.port)).unwrap(),
             introduction,
-            bootstrap_dir: dir.path().to_owned(),
-            tracer: Tracer::default(),
-        };
+            dir.path().to_owned(),
+            Tracer::default(),
+        );
         (identities, dir)
     }
 

@@ -79,6 +79,13 @@ pub const EXTERNAL_DNS_CONTROLLER_VALUE: &str = "fairlead.dev";
 /// On a MemberCluster, by `fairlead failback`: the time of the request, RFC 3339. A new value gives the
 /// member's traffic back.
 pub const FAILBACK: &str = "fairlead.dev/failback";
+/// On a Secret with keys of the hub, by `fairlead rotate`: the time of the request, RFC 3339. A new value
+/// has new keys made and the old ones taken away, step by step.
+pub const ROTATE: &str = "fairlead.dev/rotate";
+/// Beside it: names of members that are not waited for, with commas between them.
+pub const ROTATE_WITHOUT: &str = "fairlead.dev/rotate-without";
+/// On the same Secret, by the hub: how far it is, JSON.
+pub const ROTATION: &str = "fairlead.dev/rotation";
 /// Version of the installed Gateway API definitions.
 pub const GATEWAY_BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 /// Channel of the installed Gateway API definitions: `standard` or `experimental`.

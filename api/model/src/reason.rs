@@ -206,6 +206,8 @@ reasons! {
     NameTaken,
     /// The cluster is a member already, under another name.
     ClusterJoinedAlready,
+    /// The certificate's time is over.
+    CertificateExpired,
     /// The certificate is for another member.
     WrongIdentity,
     /// The member was removed from the hub.

@@ -10,9 +10,11 @@ use crate::traffic::TrafficReport;
 use crate::{ClusterUid, MemberId, Millis, ObjectId, PlanNumber, Reason, SnapshotNumber};
 
 /// Version of the protocol that this code speaks. One minor of skew either way works.
-pub const PROTOCOL: Protocol = Protocol { major: 1, minor: 1 };
+pub const PROTOCOL: Protocol = Protocol { major: 1, minor: 2 };
 /// The minor version from which on a hub takes [`FromAgent::Traffic`].
 pub const TRAFFIC_SINCE: u32 = 1;
+/// The minor version from which on an agent takes [`FromHub::Trust`].
+pub const TRUST_SINCE: u32 = 2;
 
 /// Version of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,6 +51,8 @@ pub struct Beat {
     pub now: Millis,
     /// Whether it reaches its own API server.
     pub api: ApiServer,
+    /// SHA-256 of the CAs that it believes, as the hub wrote them; none from agents that do not say.
+    pub trust: Option<Digest>,
 }
 
 /// What a hub says.
@@ -62,6 +66,8 @@ pub enum FromHub {
     SnapshotWanted,
     /// The snapshot up to this number was taken in.
     SnapshotTaken(SnapshotNumber),
+    /// The CAs of the control plane, PEM: whoever believes others should renew.
+    Trust(String),
     /// It is alive.
     Heartbeat(Millis),
 }

@@ -28,6 +28,7 @@ pub fn agent_messages(message: &FromAgent) -> Vec<pb::AgentMessage> {
         FromAgent::Heartbeat(beat) => one(AgentBody::Heartbeat(pb::Heartbeat {
             now_ms: beat.now.0,
             api_server_lost: beat.api == ApiServer::Lost,
+            trust: beat.trust.map(Vec::from).unwrap_or_default(),
         })),
     }
 }
@@ -42,6 +43,7 @@ pub fn hub_messages(message: &FromHub) -> Vec<pb::HubMessage> {
         FromHub::SnapshotTaken(number) => one(HubBody::SnapshotTaken(pb::SnapshotTaken {
             number: Some(snapshot_number_to_pb(*number)),
         })),
+        FromHub::Trust(ca_pem) => one(HubBody::Trust(pb::Trust { ca_pem: ca_pem.clone() })),
         FromHub::Heartbeat(now) => {
             one(HubBody::Heartbeat(pb::Heartbeat { now_ms: now.0, ..pb::Heartbeat::default() }))
         }
@@ -74,6 +76,7 @@ impl AgentAssembler {
             AgentBody::Heartbeat(beat) => Some(FromAgent::Heartbeat(Beat {
                 now: Millis(beat.now_ms),
                 api: if beat.api_server_lost { ApiServer::Lost } else { ApiServer::Answers },
+                trust: beat.trust.as_slice().try_into().ok(),
             })),
         })
     }
@@ -98,6 +101,7 @@ impl HubAssembler {
             HubBody::SnapshotTaken(taken) => {
                 Some(FromHub::SnapshotTaken(snapshot_number_from_pb(taken.number)))
             }
+            HubBody::Trust(trust) => Some(FromHub::Trust(trust.ca_pem)),
             HubBody::Heartbeat(beat) => Some(FromHub::Heartbeat(Millis(beat.now_ms))),
         })
     }

@@ -296,8 +296,12 @@ fn every_agent_message_survives() {
             flows: [(flow(), counts())].into(),
             left_out: 1,
         }),
-        FromAgent::Heartbeat(Beat { now: Millis(9), api: ApiServer::Answers }),
-        FromAgent::Heartbeat(Beat { now: Millis(9), api: ApiServer::Lost }),
+        FromAgent::Heartbeat(Beat {
+            now: Millis(9),
+            api: ApiServer::Answers,
+            trust: Some([7; 32]),
+        }),
+        FromAgent::Heartbeat(Beat { now: Millis(9), api: ApiServer::Lost, trust: None }),
     ];
     for message in all {
         assert_eq!(agent_round_trip(&message), message);
@@ -339,6 +343,7 @@ fn every_hub_message_survives() {
         }),
         FromHub::SnapshotWanted,
         FromHub::SnapshotTaken(SnapshotNumber { incarnation: 1, sequence: 2 }),
+        FromHub::Trust("PEM".into()),
         FromHub::Heartbeat(Millis(9)),
     ];
     for message in all {

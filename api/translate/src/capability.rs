@@ -45,6 +45,11 @@ impl CapabilityKeys {
         newest.next().or(only).copied()
     }
 
+    /// The newest epoch. None without a key.
+    pub fn newest(&self) -> Option<u32> {
+        self.epochs.keys().next_back().copied()
+    }
+
     /// Epochs that doors accept, newest first.
     pub fn accepted(&self) -> impl Iterator<Item = u32> + '_ {
         self.epochs.keys().rev().take(EPOCHS_ACCEPTED).copied()

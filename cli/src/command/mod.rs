@@ -14,6 +14,7 @@ pub(crate) mod leave;
 pub(crate) mod migrate;
 pub(crate) mod plan;
 pub(crate) mod restore;
+pub(crate) mod rotate;
 pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod top;
@@ -39,6 +40,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Undrain(args) => drain::run_undrain(connection, &args).await,
         Command::Backup(args) => backup::run(connection, &args).await,
         Command::Restore(args) => restore::run(connection, &args).await,
+        Command::Rotate(args) => rotate::run(connection, &args).await,
         Command::Migrate(args) => migrate::run(connection, &args).await,
         Command::Plan(args) => plan::run(&args),
         Command::Top(args) => top::run(connection, &args).await,

@@ -1,6 +1,8 @@
 //! A client that speaks the agents' protocol but is no agent: for facts about what the hub
 //! refuses. It says whatever it is told to say, with any certificate.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use fairlead_crds::keys;
@@ -67,31 +69,49 @@ impl Fleet<'_> {
         cluster_uid: &str,
         clock_off_ms: i64,
     ) -> Result<Option<Refusal>> {
-        let channel = self.channel(None).await?;
-        let key = KeyPair::generate().context("making a key")?;
-        let csr = CertificateParams::default().serialize_request(&key).context("making a CSR")?;
         let now = jiff::Timestamp::now().as_millisecond().saturating_add(clock_off_ms);
-        let request = pb::EnrollRequest {
-            token: token.to_owned(),
-            member: member.to_owned(),
-            cluster_uid: cluster_uid.to_owned(),
-            csr_pem: csr.pem().context("writing a CSR")?,
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            protocol: Some(protocol()),
-            now_ms: u64::try_from(now).unwrap_or_default(),
-            ..pb::EnrollRequest::default()
-        };
+        let now_ms = u64::try_from(now).unwrap_or_default();
+        let request = enroll_request(token, member, cluster_uid)?;
+        self.enroll_as(None, pb::EnrollRequest { now_ms, ..request }).await
+    }
+
+    /// Asks the hub to enroll whatever the request says, with any certificate or none.
+    pub async fn enroll_as(
+        &self,
+        leaf: Option<&Leaf>,
+        request: pb::EnrollRequest,
+    ) -> Result<Option<Refusal>> {
+        let channel = self.channel(leaf).await?;
         match EnrollmentClient::new(channel).enroll(request).await {
             Ok(_) => Ok(None),
             Err(status) => Ok(Some(Refusal::of(&status))),
         }
     }
 
+    /// Renews a certificate for this key; the new certificate, or why there is none.
+    pub async fn renew_as(
+        &self,
+        leaf: &Leaf,
+        key_pem: &str,
+    ) -> Result<std::result::Result<String, Refusal>> {
+        let channel = self.channel(Some(leaf)).await?;
+        let key = KeyPair::from_pem(key_pem).context("reading a key")?;
+        let csr = CertificateParams::default().serialize_request(&key).context("making a CSR")?;
+        let request = pb::RenewRequest { csr_pem: csr.pem().context("writing a CSR")? };
+        let answer = EnrollmentClient::new(channel).renew(request).await;
+        Ok(answer.map(|answer| answer.into_inner().certificate_pem).map_err(|s| Refusal::of(&s)))
+    }
+
     /// Opens a stream with a member's own certificate and says something else. None: the hub
     /// welcomed it.
     pub async fn open_stream_as(&self, owner: &str, say: Opening) -> Result<Option<Refusal>> {
         let leaf = tls_secret(self.world().member(owner)?, keys::SECRET_AGENT_IDENTITY).await?;
-        let channel = self.channel(Some(&leaf)).await?;
+        self.open_stream_with(&leaf, say).await
+    }
+
+    /// The same with any certificate.
+    pub async fn open_stream_with(&self, leaf: &Leaf, say: Opening) -> Result<Option<Refusal>> {
+        let channel = self.channel(Some(leaf)).await?;
         let mut client = FleetClient::new(channel).max_encoding_message_size(2 * HUGE_BYTES);
         let message = pb::AgentMessage { body: Some(pb::agent_message::Body::Hello(hello(say))) };
         // The stream stays open after its only message, as an agent's would.
@@ -109,6 +129,45 @@ impl Fleet<'_> {
             Ok(Ok(None)) => bail!("the hub ended the stream without a word"),
             Ok(Err(status)) => Ok(Some(Refusal::of(&status))),
         }
+    }
+
+    /// Takes a member's place at the hub and stays there until the hub ends the stream: when that was,
+    /// and with which words. The member's agent must be away: of two the newer stream counts.
+    pub async fn sit_in_for(&self, owner: &str) -> Result<JoinHandle<(Instant, Refusal)>> {
+        let cluster = self.world().member(owner)?;
+        let leaf = tls_secret(cluster, keys::SECRET_AGENT_IDENTITY).await?;
+        let opening =
+            Opening::Hello { member: owner.to_owned(), cluster_uid: cluster_uid(cluster).await? };
+        let mut client = FleetClient::new(self.channel(Some(&leaf)).await?);
+        let (say, said) = mpsc::channel(MESSAGES);
+        // Later than any start of an agent: it must not be taken for one of before.
+        let hello = pb::Hello { incarnation: u64::from(u32::MAX), ..hello(opening) };
+        say.send(pb::AgentMessage { body: Some(pb::agent_message::Body::Hello(hello)) }).await?;
+        let messages = tokio_stream::wrappers::ReceiverStream::new(said);
+        let mut answers = client.session(messages).await?.into_inner();
+        let first = tokio::time::timeout(ANSWER_LIMIT, answers.message()).await;
+        first.context("the hub did not answer")??.context("the hub ended the stream")?;
+        Ok(tokio::spawn(async move {
+            let mut beats = tokio::time::interval(BEAT);
+            loop {
+                let answer = tokio::select! {
+                    _ = beats.tick() => {
+                        let beat = pb::Heartbeat { now_ms: now_ms(), ..pb::Heartbeat::default() };
+                        let body = Some(pb::agent_message::Body::Heartbeat(beat));
+                        // A closed stream says so by its answers.
+                        let _ = say.send(pb::AgentMessage { body }).await;
+                        continue;
+                    }
+                    answer = answers.message() => answer,
+                };
+                let status = match answer {
+                    Ok(Some(_)) => continue,
+                    Ok(None) => Status::cancelled("ended without a word"),
+                    Err(status) => status,
+                };
+                return (Instant::now(), Refusal::of(&status));
+            }
+        }))
     }
 
     /// Takes a member's place at the hub, with its own certificate, and reports this of it until the
@@ -150,7 +209,8 @@ impl Fleet<'_> {
         Ok(Liar { tasks: [taken, beats] })
     }
 
-    async fn channel(&self, leaf: Option<&Leaf>) -> Result<Channel> {
+    /// A connection to the agents' port, with any certificate or none.
+    pub async fn channel(&self, leaf: Option<&Leaf>) -> Result<Channel> {
         let info = ObjectKey::new("v1", "ConfigMap", keys::NAMESPACE, keys::CONFIG_MAP_HUB);
         let info = self.hub().objects().get(&info).await?.context("no hub info")?;
         let ca = info["data"]["ca.crt"].as_str().context("the hub's info has no ca.crt")?;
@@ -181,6 +241,22 @@ const MESSAGES: usize = 64;
 /// More often than any hub takes for silence.
 const BEAT: std::time::Duration = std::time::Duration::from_millis(300);
 const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// A request to join, with a key of its own.
+pub fn enroll_request(token: &str, member: &str, cluster_uid: &str) -> Result<pb::EnrollRequest> {
+    let key = KeyPair::generate().context("making a key")?;
+    let csr = CertificateParams::default().serialize_request(&key).context("making a CSR")?;
+    Ok(pb::EnrollRequest {
+        token: token.to_owned(),
+        member: member.to_owned(),
+        cluster_uid: cluster_uid.to_owned(),
+        csr_pem: csr.pem().context("writing a CSR")?,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: Some(protocol()),
+        now_ms: now_ms(),
+        ..pb::EnrollRequest::default()
+    })
+}
 
 fn protocol() -> pb::Protocol {
     pb::Protocol { major: PROTOCOL.major, minor: PROTOCOL.minor }

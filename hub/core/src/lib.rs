@@ -12,6 +12,7 @@
 //! ```
 
 pub mod enroll;
+pub mod event;
 pub mod health;
 pub mod hold;
 pub mod intake;
@@ -19,5 +20,6 @@ pub mod inventory;
 pub mod numbering;
 pub mod passive;
 pub mod push;
+pub mod rotation;
 pub mod session;
 pub mod visible;

@@ -26,7 +26,7 @@ fn mk_hello() -> Hello {
 }
 
 fn mk_beat() -> Beat {
-    Beat { now: T0, api: ApiServer::Answers }
+    Beat { now: T0, api: ApiServer::Answers, trust: None }
 }
 
 fn mk_session() -> Session {

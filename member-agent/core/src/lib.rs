@@ -18,5 +18,6 @@ pub mod overlay;
 pub mod own;
 pub mod probe;
 pub mod readiness;
+pub mod renewal;
 pub mod session;
 pub mod traffic;

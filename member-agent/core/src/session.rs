@@ -243,7 +243,11 @@ impl Session {
             }
             Link::Open(open) if open.beat_at <= now => {
                 open.beat_at = now.plus(HEARTBEAT_MS);
-                out.push(Output::Say(FromAgent::Heartbeat(Beat { now, api: self.api })));
+                out.push(Output::Say(FromAgent::Heartbeat(Beat {
+                    now,
+                    api: self.api,
+                    trust: None,
+                })));
             }
             _ => {}
         }
@@ -273,7 +277,8 @@ impl Session {
         open.heard_at = now;
         match message {
             FromHub::Welcome(_) => self.hang_up(Hangup::OutOfTurn, now, jitter, out),
-            FromHub::Heartbeat(_) => {}
+            // Whom to believe is the business of who has the certificate.
+            FromHub::Heartbeat(_) | FromHub::Trust(_) => {}
             FromHub::SnapshotWanted => {
                 open.base = None;
                 open.in_flight = None;

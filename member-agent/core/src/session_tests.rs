@@ -264,8 +264,9 @@ fn a_lost_api_server_is_said_at_once_and_with_every_heartbeat() {
     // Nobody listens yet: it is said once the stream is open.
     assert_eq!(world.on(Input::ApiServer(ApiServer::Lost)), []);
     world.open();
-    let beat =
-        |world: &World, api| vec![Output::Say(FromAgent::Heartbeat(Beat { now: world.now, api }))];
+    let beat = |world: &World, api| {
+        vec![Output::Say(FromAgent::Heartbeat(Beat { now: world.now, api, trust: None }))]
+    };
     let said = world.wait();
     assert_eq!(said, beat(&world, ApiServer::Lost));
     let said = world.on(Input::ApiServer(ApiServer::Answers));
