@@ -18,6 +18,7 @@ pub mod clock;
 pub mod conductor;
 pub mod enroll;
 pub mod fleet;
+pub mod history;
 pub mod identity;
 pub mod lease;
 pub mod link;

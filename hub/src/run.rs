@@ -23,6 +23,7 @@ use crate::args::RunArgs;
 use crate::conductor::{Conductor, Current};
 use crate::enroll::EnrollService;
 use crate::fleet::Fleet;
+use crate::history::{Chronicle, Scribe};
 use crate::lease::HubLease;
 use crate::link::Link;
 use crate::metrics::Metrics;
@@ -36,7 +37,7 @@ use crate::tls::{HubCertificate, server_config};
 use crate::traffic::Traffic;
 use crate::visible::Lookout;
 use crate::watch::Objects;
-use crate::{admin, bootstrap, clock, link, record, spans, watch};
+use crate::{admin, bootstrap, clock, history, link, record, spans, watch};
 
 /// Pause between tries of a step of the start.
 const RETRY: Duration = Duration::from_secs(2);
@@ -74,6 +75,7 @@ struct Hub {
     traffic: Arc<Traffic>,
     current: Arc<ArcSwap<Current>>,
     decided: Arc<Signal>,
+    chronicle: Arc<Chronicle>,
     start: Arc<Start>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -95,6 +97,7 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
         traffic,
         current: Arc::default(),
         decided: Arc::default(),
+        chronicle: Arc::default(),
         start: Arc::default(),
         tasks: TaskTracker::new(),
         stop: stop.clone(),
@@ -147,6 +150,7 @@ impl Hub {
             objects: Arc::clone(&self.objects),
             metrics: Arc::clone(&self.metrics),
             traffic: Arc::clone(&self.traffic),
+            chronicle: Arc::clone(&self.chronicle),
             started_at: self.started_at,
             start: Arc::clone(&self.start),
         });
@@ -272,6 +276,7 @@ impl Hub {
     }
 
     fn spawn_conductor(&self, keys: CapabilityKeys) -> anyhow::Result<()> {
+        *self.chronicle.history() = history::read(self.store.as_ref(), self.args.history())?;
         let memory_slot = Arc::new(MemorySlot::default());
         let conductor = Conductor {
             objects: Arc::clone(&self.objects),
@@ -280,6 +285,7 @@ impl Hub {
             metrics: Arc::clone(&self.metrics),
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
+            chronicle: Arc::clone(&self.chronicle),
             memory_slot: Arc::clone(&memory_slot),
             started_at: clock::now(),
             grace_ms: self.args.grace_seconds.saturating_mul(1_000),
@@ -289,11 +295,18 @@ impl Hub {
         self.tasks.spawn(conductor.run(memory, self.stop.clone()));
         let fleet = Arc::clone(&self.fleet);
         self.spawn(async move { fleet.judge().await });
+        let scribe = Scribe {
+            chronicle: Arc::clone(&self.chronicle),
+            current: Arc::clone(&self.current),
+            fleet: Arc::clone(&self.fleet),
+        };
+        self.spawn(scribe.run());
         let persist = Persist {
             fleet: Arc::clone(&self.fleet),
             store: self.store.clone(),
             metrics: Arc::clone(&self.metrics),
             memory: memory_slot,
+            chronicle: Arc::clone(&self.chronicle),
         };
         self.tasks.spawn(persist.run(self.stop.clone()));
         Ok(())

@@ -79,6 +79,9 @@ pub const EXTERNAL_DNS_CONTROLLER_VALUE: &str = "fairlead.dev";
 /// On a MemberCluster, by `fairlead failback`: the time of the request, RFC 3339. A new value gives the
 /// member's traffic back.
 pub const FAILBACK: &str = "fairlead.dev/failback";
+/// On a global route, by `fairlead rollback`: the revision of `fairlead history` whose rules and policies
+/// it is pinned to. Without it the route is as it is written.
+pub const PIN: &str = "fairlead.dev/pin";
 /// Version of the installed Gateway API definitions.
 pub const GATEWAY_BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 /// Channel of the installed Gateway API definitions: `standard` or `experimental`.
@@ -135,6 +138,8 @@ pub const CONDITION_CONFLICTED: &str = "Conflicted";
 pub const CONDITION_SERVED: &str = "Served";
 /// Condition of a DNSPolicy: a resolver answers its names as they are published.
 pub const CONDITION_DNS_VISIBLE: &str = "DNSVisible";
+/// Ours, on routes: whether the pin that is asked for by [`PIN`] is in force. Absent without one.
+pub const CONDITION_PINNED: &str = "fairlead.dev/Pinned";
 /// Ours, on routes: the members that differ from what the route asks for.
 pub const CONDITION_MEMBERS_PROGRAMMED: &str = "fairlead.dev/MembersProgrammed";
 

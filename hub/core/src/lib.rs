@@ -13,6 +13,7 @@
 
 pub mod enroll;
 pub mod health;
+pub mod history;
 pub mod hold;
 pub mod intake;
 pub mod inventory;
@@ -21,3 +22,8 @@ pub mod passive;
 pub mod push;
 pub mod session;
 pub mod visible;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+#[path = "../../planner/tests/fixture/mod.rs"]
+mod history_fixture;
