@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use fairlead_hub_core::history::Limits;
 use fairlead_hub_core::passive::Thresholds;
 use fairlead_telemetry::settings::BackendArgs;
 
@@ -73,6 +74,12 @@ pub struct RunArgs {
     /// Requests from an entry to a member in 15 seconds below which their outcomes say nothing.
     #[arg(long, default_value_t = 20, env = "FAIRLEAD_PASSIVE_REQUESTS_MIN")]
     pub passive_requests_min: u64,
+    /// Changes of routes' decisions that are kept, for `fairlead history` and `rollback`.
+    #[arg(long, default_value_t = 10_000, env = "FAIRLEAD_HISTORY_ENTRIES")]
+    pub history_entries: usize,
+    /// Most bytes that they and the rules that belong to them take in the store.
+    #[arg(long, default_value_t = 32 << 20, env = "FAIRLEAD_HISTORY_BYTES")]
+    pub history_bytes: usize,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "FAIRLEAD_LOG_FORMAT")]
     pub log_format: LogFormat,
@@ -138,6 +145,12 @@ impl RunArgs {
     pub fn agent_certificate_ms(&self) -> u64 {
         let hours = u64::from(self.agent_certificate_hours) * 3_600;
         self.agent_certificate_seconds.map_or(hours, u64::from) * 1_000
+    }
+
+    /// Bounds of the history.
+    pub fn history(&self) -> Limits {
+        let (entries, bytes) = (self.history_entries, self.history_bytes);
+        Limits { entries, bytes, ..Limits::default() }
     }
 
     /// When outcomes of requests are evidence; none when they are not.

@@ -24,6 +24,7 @@ pub mod enroll;
 pub mod events;
 pub mod fleet;
 pub mod gate;
+pub mod history;
 pub mod identity;
 pub mod lease;
 pub mod link;

@@ -29,6 +29,7 @@ use crate::enroll::EnrollService;
 use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::gate::Way;
+use crate::history::{Chronicle, Scribe};
 use crate::lease::HubLease;
 use crate::link::Link;
 use crate::metrics::Metrics;
@@ -44,7 +45,9 @@ use crate::tls::{HubCertificate, server_config};
 use crate::traffic::Traffic;
 use crate::visible::Lookout;
 use crate::watch::Objects;
-use crate::{admin, bootstrap, clock, events, gate, lease, link, record, spans, watch as objects};
+use crate::{
+    admin, bootstrap, clock, events, gate, history, lease, link, record, spans, watch as objects,
+};
 
 /// Pause between tries of a step of the start.
 const RETRY: Duration = Duration::from_secs(2);
@@ -84,6 +87,7 @@ struct Hub {
     traffic: Arc<Traffic>,
     current: Arc<ArcSwap<Current>>,
     decided: Arc<Signal>,
+    chronicle: Arc<Chronicle>,
     start: Arc<Start>,
     ways: watch::Sender<Way>,
     tasks: TaskTracker,
@@ -106,6 +110,7 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
         traffic,
         current: Arc::default(),
         decided: Arc::default(),
+        chronicle: Arc::default(),
         start: Arc::default(),
         ways: watch::Sender::default(),
         tasks: TaskTracker::new(),
@@ -179,6 +184,7 @@ impl Hub {
             objects: Arc::clone(&self.objects),
             metrics: Arc::clone(&self.metrics),
             traffic: Arc::clone(&self.traffic),
+            chronicle: Arc::clone(&self.chronicle),
             started_at: self.started_at,
             start: Arc::clone(&self.start),
             ways: self.ways.subscribe(),
@@ -325,6 +331,8 @@ impl Hub {
     }
 
     async fn spawn_conductor(&self, keys: Arc<ArcSwap<CapabilityKeys>>) -> anyhow::Result<()> {
+        let limits = self.args.history();
+        *self.chronicle.history() = self.read(move |store| history::read(store, limits)).await?;
         let memory_slot = Arc::new(MemorySlot::default());
         let conductor = Conductor {
             objects: Arc::clone(&self.objects),
@@ -333,6 +341,7 @@ impl Hub {
             metrics: Arc::clone(&self.metrics),
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
+            chronicle: Arc::clone(&self.chronicle),
             memory_slot: Arc::clone(&memory_slot),
             started_at: clock::now(),
             grace_ms: self.args.grace_seconds.saturating_mul(1_000),
@@ -342,11 +351,18 @@ impl Hub {
         self.tasks.spawn(conductor.run(memory, self.stop.clone()));
         let fleet = Arc::clone(&self.fleet);
         self.spawn(async move { fleet.judge().await });
+        let scribe = Scribe {
+            chronicle: Arc::clone(&self.chronicle),
+            current: Arc::clone(&self.current),
+            fleet: Arc::clone(&self.fleet),
+        };
+        self.spawn(scribe.run());
         let persist = Persist {
             fleet: Arc::clone(&self.fleet),
             store: self.store.clone(),
             metrics: Arc::clone(&self.metrics),
             memory: memory_slot,
+            chronicle: Arc::clone(&self.chronicle),
         };
         self.tasks.spawn(persist.run(self.stop.clone()));
         Ok(())

@@ -16,6 +16,7 @@ use fairlead_model::view::{
 use fairlead_model::{Json, MemberId, Millis, Note, NsName, ObjectId, Reason, RouteKey};
 use fairlead_planner::explain;
 use fairlead_translate::capability::capability_id;
+use fairlead_translate::ingest::hub::RouteVerdict;
 use fairlead_translate::names;
 
 use crate::conductor::Current;
@@ -54,6 +55,7 @@ impl Look<'_> {
             gateways: ingested.policy.gateways.len(),
             routes: ingested.policy.routes.len(),
             notes,
+            history: None,
         }
     }
 
@@ -188,11 +190,13 @@ impl Look<'_> {
             let mut notes = verdict.notes.clone();
             notes.extend(decision.iter().flat_map(|decision| decision.notes.iter().cloned()));
             notes.extend(self.left_out(key));
+            notes.extend(pin_fault(key, verdict));
             RouteView {
                 route: key.clone(),
                 hostnames: global.map(|global| hostnames(&global.spec)).unwrap_or_default(),
                 gateways,
                 entries: decision.map(|decision| self.entries(key, decision)).unwrap_or_default(),
+                pinned: verdict.pin.as_ref().and_then(|pin| pin.at),
                 notes,
             }
         };
@@ -241,6 +245,9 @@ impl Look<'_> {
         let planned = self.current.planned.as_deref()?;
         let mut explanation = explain(planned, route, from)?;
         let decision = planned.decisions.get(route)?;
+        if let Some(verdict) = self.current.ingested.routes.get(route) {
+            explanation.asked.extend(pin_note(route, verdict));
+        }
         for (member, entry) in &mut explanation.entries {
             let (Some(now), Some(decided)) =
                 (self.members.get(member), decision.entries.get(member))
@@ -333,6 +340,24 @@ fn failing(state: &GatewayState) -> BTreeMap<String, String> {
 fn is_about(note: &Note, key: &RouteKey) -> bool {
     let rest = note.subject.strip_prefix(&key.to_string());
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
+
+/// Why the pin that a route asks for is not in force.
+fn pin_fault(key: &RouteKey, verdict: &RouteVerdict) -> Option<Note> {
+    let (reason, message) = verdict.pin.as_ref()?.fault.as_ref()?;
+    Some(Note::new(key.to_string(), *reason, message.as_str()))
+}
+
+/// What there is to say of a route's pin.
+fn pin_note(key: &RouteKey, verdict: &RouteVerdict) -> Option<Note> {
+    let number = verdict.pin.as_ref()?.at;
+    let message = format!(
+        "rules and policies are those of revision {}, until `fairlead rollback {} --release`",
+        number.unwrap_or_default(),
+        key.name
+    );
+    let pinned = number.map(|_| Note::new(key.to_string(), Reason::Pinned, message));
+    pin_fault(key, verdict).or(pinned)
 }
 
 fn gateway_id(local: &NsName) -> ObjectId {

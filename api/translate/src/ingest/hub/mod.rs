@@ -16,6 +16,7 @@ mod grant;
 mod hostname;
 mod listener_set;
 mod member;
+mod pin;
 mod policy;
 mod route;
 mod rule;
@@ -30,6 +31,7 @@ use fairlead_crds::keys;
 use fairlead_model::policy::{GlobalRoute, Policy};
 use fairlead_model::{Json, Note, NsName, ObjectId, RouteKey, RouteKind};
 
+pub use pin::{Pin, PinVerdict, asked_pins};
 pub use verdict::{
     CertificateFault, ClassVerdict, Conflict, DnsVerdict, GatewayVerdict, ListenerSetVerdict,
     ListenerVerdict, ParentVerdict, PolicyVerdict, RouteVerdict, TargetVerdict, Verdict,
@@ -65,6 +67,8 @@ pub struct HubObjects {
     pub service_imports: BTreeMap<NsName, Json>,
     /// Objects of other controllers that may follow routes and gateways.
     pub followers: BTreeMap<ObjectId, Json>,
+    /// Routes that are pinned, as far as the caller knows of earlier revisions.
+    pub pins: BTreeMap<RouteKey, Pin>,
 }
 
 impl HubObjects {
@@ -152,12 +156,21 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     let mut routes: BTreeMap<RouteKey, GlobalRoute> = BTreeMap::new();
     let mut attached: BTreeMap<RouteKey, settle::Attached> = BTreeMap::new();
     for (key, route) in objects.routes.iter().filter(|(_, route)| !raw::is_ours(route)) {
+        let pin = objects.pins.get(key);
+        let then = pin.and_then(|pin| pin.at.as_ref()).map(|(_, route)| route);
+        let as_of = then.map(|then| pin::as_of(route, then));
+        let route = as_of.as_ref().unwrap_or(route);
         let labels = objects.namespace_labels(&key.name.namespace);
         let attachment = attach::attach(key, route, &labels, &gateways, &out.listener_sets);
         let listeners = attachment.listeners.clone();
-        let Some((verdict, global)) = route::ingest_route(key, route, attachment, &grants) else {
+        let Some((mut verdict, mut global)) = route::ingest_route(key, route, attachment, &grants)
+        else {
             continue; // No parent of ours: not our route.
         };
+        verdict.pin = pin.map(Pin::verdict);
+        if let (Some(global), Some(then)) = (&mut global, then) {
+            pin::spread_as_of(global, then);
+        }
         attached.insert(key.clone(), listeners);
         out.routes.insert(key.clone(), verdict);
         routes.extend(global.map(|global| (key.clone(), global)));

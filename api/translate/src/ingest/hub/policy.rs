@@ -83,8 +83,11 @@ pub(super) fn apply_policies(
         winners.iter().map(|(target, name)| (*target, &policies[*name].1.spread)).collect();
     let names: BTreeMap<RouteKey, Vec<Option<String>>> =
         routes.iter().map(|(key, route)| (key.clone(), rule_names(&route.spec))).collect();
+    // A pinned route has the policies of then.
+    let is_pinned = |key: &RouteKey| objects.pins.get(key).is_some_and(|pin| pin.at.is_some());
     let chosen: Vec<(RouteKey, usize, Spread)> = routes
         .iter()
+        .filter(|(key, _)| !is_pinned(key))
         .flat_map(|(key, route)| {
             let names = &names[key];
             let spreads = &spreads;

@@ -2,6 +2,8 @@
 
 use fairlead_model::{Json, Note, NsName, Reason, RouteKind};
 
+use super::pin::PinVerdict;
+
 /// Yes, or no and why.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Verdict {
@@ -122,6 +124,8 @@ pub struct RouteVerdict {
     pub partially_invalid: Option<String>,
     /// What was left out.
     pub notes: Vec<Note>,
+    /// What became of its pin, if it asks for one.
+    pub pin: Option<PinVerdict>,
 }
 
 /// About one parent of a route.
