@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
-    backup, completion, drain, explain, failback, get, init, join, leave, migrate, plan, restore,
-    rotate, status, token, top, trace,
+    backup, completion, diff, drain, explain, failback, get, history, init, join, leave, migrate,
+    plan, restore, rollback, rotate, status, token, top, trace,
 };
 
 const AFTER_HELP: &str = "\
@@ -76,6 +76,12 @@ pub(crate) enum Command {
     Get(get::GetArgs),
     /// Say why a route's traffic goes where it goes.
     Explain(explain::ExplainArgs),
+    /// Show what was decided before, why, and what moved.
+    History(history::HistoryArgs),
+    /// Show what differs between two revisions of what was decided.
+    Diff(diff::DiffArgs),
+    /// Lead a route back to what it was before, or release it again.
+    Rollback(rollback::RollbackArgs),
     /// Give members that were out of health their traffic back.
     Failback(failback::FailbackArgs),
     /// Lead a member's traffic away.

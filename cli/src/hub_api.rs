@@ -4,6 +4,7 @@
 //! hub is not installed, not ready, the caller may not look, the thing is not there.
 
 use fairlead_crds::keys;
+use fairlead_model::history::{DiffView, HistoryView};
 use fairlead_model::view::{
     Explanation, FlowView, GatewayView, MemberView, RouteView, ServiceView, StatusView,
 };
@@ -57,6 +58,16 @@ impl<'a> HubApi<'a> {
     /// What flows at present.
     pub(crate) async fn traffic(&self) -> Result<Vec<FlowView>, Failure> {
         self.read("traffic", "traffic").await
+    }
+
+    /// What was decided before; `query` says of what and ends in `&` if it says anything.
+    pub(crate) async fn history(&self, query: &str, limit: u16) -> Result<HistoryView, Failure> {
+        self.read(&format!("history?{query}limit={limit}"), "the history").await
+    }
+
+    /// What differs between two revisions.
+    pub(crate) async fn diff(&self, query: &str) -> Result<DiffView, Failure> {
+        self.read(&format!("diff?{query}"), "the difference").await
     }
 
     /// Why a route's traffic goes where it goes.

@@ -12,15 +12,20 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use etcd_client::{
-    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, ConnectOptions,
+    AlarmAction, AlarmOptions, AlarmType, Certificate, Client, CompactionOptions, ConnectOptions,
+    Identity, Permission, TlsOptions,
 };
+use fairlead_hub::store::EtcdOptions;
 
 use crate::{
     launch::Launch,
+    pki::{Authority, Side},
     process::Unit,
     wait::{self, Look},
 };
 
+/// The user and role of a hub.
+const USER: &str = "fairlead";
 /// The first port beside a cluster, whose own etcd has the usual ones.
 const CLUSTER_PORT: u16 = 23_790;
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -92,6 +97,73 @@ impl Etcd {
         }
         etcd.wait_leader().await?;
         Ok(etcd)
+    }
+
+    /// Starts one node on loopback that asks for a certificate and a password, with a user who may use
+    /// only what starts with `prefix`; the options that let this user in.
+    pub async fn start_guarded(
+        program: &Path,
+        folder: &Path,
+        prefix: &str,
+    ) -> Result<(Self, EtcdOptions)> {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        let ca = Authority::new("etcd CA")?;
+        let server = ca.issue(Side::Server, "etcd", &[], &["127.0.0.1"])?;
+        let client = ca.issue(Side::Client, "hub", &[], &[])?;
+        let write = |name: &str, text: &str| {
+            let file = folder.join(name);
+            fs::write(&file, text).with_context(|| format!("writing {name}"))?;
+            anyhow::Ok(file)
+        };
+        let (ca, cert) = (write("ca.crt", ca.cert_pem())?, write("tls.crt", &server.cert_pem)?);
+        let key = write("tls.key", &server.key_pem)?;
+        let ports = free_ports(2)?;
+        let (url, peer) =
+            (format!("https://127.0.0.1:{}", ports[0]), format!("http://127.0.0.1:{}", ports[1]));
+        let argv = [
+            program.display().to_string(),
+            "--name=n0".to_owned(),
+            format!("--data-dir={}", folder.join("n0").display()),
+            format!("--listen-client-urls={url}"),
+            format!("--advertise-client-urls={url}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster=n0={peer}"),
+            format!("--cert-file={}", cert.display()),
+            format!("--key-file={}", key.display()),
+            format!("--trusted-ca-file={}", ca.display()),
+            "--client-cert-auth".to_owned(),
+            "--log-level=warn".to_owned(),
+        ];
+        let launch = Launch { argv: argv.to_vec(), ..Launch::default() };
+        let unit = Unit::new("guarded etcd", folder.join("n0.log"), launch);
+        let etcd = Self { nodes: vec![Node { unit, url: url.clone() }] };
+        etcd.revive(0).await?;
+        let options = EtcdOptions {
+            endpoints: vec![url],
+            prefix: prefix.to_owned(),
+            ca_file: Some(ca.clone()),
+            cert_file: Some(write("client.crt", &client.cert_pem)?),
+            key_file: Some(write("client.key", &client.key_pem)?),
+            user: Some(USER.to_owned()),
+            password_file: Some(write("password", "not a guess\n")?),
+        };
+        let tls = TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(fs::read(&ca)?))
+            .identity(Identity::from_pem(&client.cert_pem, &client.key_pem));
+        let connect = ConnectOptions::new().with_timeout(ASK_LIMIT).with_tls(tls);
+        wait::until("etcd to know its users", START_LIMIT, || async {
+            let client = Client::connect(&options.endpoints, Some(connect.clone())).await;
+            Ok(match client {
+                Ok(mut client) => match client.status().await {
+                    Ok(_) => Look::Done(guard(&mut client, prefix).await?),
+                    Err(error) => Look::Not(error.to_string()),
+                },
+                Err(error) => Look::Not(error.to_string()),
+            })
+        })
+        .await?;
+        Ok((etcd, options))
     }
 
     pub fn endpoints(&self) -> Vec<String> {
@@ -185,6 +257,19 @@ impl Etcd {
             ConnectOptions::new().with_timeout(ASK_LIMIT).with_connect_timeout(CONNECT_LIMIT);
         Ok(Client::connect([&self.nodes[node].url], Some(options)).await?)
     }
+}
+
+/// From now on passwords are asked for.
+async fn guard(client: &mut Client, prefix: &str) -> Result<()> {
+    client.user_add("root", "root's", None).await?;
+    client.user_grant_role("root", "root").await?;
+    client.user_add(USER, "not a guess", None).await?;
+    client.role_add(USER).await?;
+    let all = Permission::read_write(prefix).with_prefix();
+    client.role_grant_permission(USER, all).await?;
+    client.user_grant_role(USER, USER).await?;
+    client.auth_enable().await.context("asking for passwords")?;
+    Ok(())
 }
 
 /// Ports of loopback that nobody uses now.

@@ -11,7 +11,9 @@ pub mod tracing;
 pub mod trial;
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +21,7 @@ use anyhow::{Context, Result};
 use fairlead_model::{
     Reason,
     health::MemberState,
-    view::{Explanation, MemberView, RouteView, ServiceView, StatusView},
+    view::{Explanation, GatewayView, MemberView, RouteView, ServiceView, StatusView},
 };
 use futures::future::try_join_all;
 use serde_json::Value;
@@ -44,16 +46,38 @@ pub const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 /// Longer than stabilisation and every step of a ramp, by their defaults.
 const RAMP_LIMIT: Duration = Duration::from_secs(240);
 
+/// The plans that members hold, by (epoch, counter); without those that hold none.
+pub fn plans_held(status: &StatusView) -> BTreeMap<String, (u64, u64)> {
+    let number = |text: &str| {
+        let (epoch, counter) = text.split_once('.')?;
+        Some((epoch.parse().ok()?, counter.parse().ok()?))
+    };
+    let held = status.members.iter();
+    held.filter_map(|view| Some((view.member.to_string(), number(view.plan_applied.as_deref()?)?)))
+        .collect()
+}
+
 /// A world with a hub of Fairlead in it.
 pub struct Fleet<'w> {
     world: &'w World,
+    hub: &'w Arc<Cluster>,
     desk: Desk,
 }
 
 impl<'w> Fleet<'w> {
     /// A fleet whose hub is there already, or that has none yet.
     pub fn new(world: &'w World) -> Result<Self> {
-        Ok(Self { world, desk: Desk::new(world.folder())? })
+        Ok(Self { world, hub: world.hub(), desk: Desk::new(world.folder())? })
+    }
+
+    /// A fleet whose hub lives in a member; the world's own hub cluster stays idle.
+    pub fn within(world: &'w World, member: &str) -> Result<Self> {
+        Ok(Self { world, hub: world.member(member)?, desk: Desk::new(world.folder())? })
+    }
+
+    /// The cluster of the hub.
+    pub fn hub(&self) -> &'w Arc<Cluster> {
+        self.hub
     }
 
     pub fn world(&self) -> &'w World {
@@ -62,7 +86,8 @@ impl<'w> Fleet<'w> {
 
     /// Where agents reach the hub.
     pub async fn hub_url(&self) -> Result<String> {
-        let address = self.world.hub().local()?.address();
+        // Where the hub's Pod listens; in a cluster for hubs only that is the cluster's own address.
+        let address = self.hub.local()?.pods.address;
         Ok(format!("https://{address}:{HUB_PORT}"))
     }
 
@@ -110,7 +135,7 @@ impl<'w> Fleet<'w> {
 
     /// Runs a line with the hub's kubeconfig.
     pub async fn at_hub(&self, line: &str) -> Result<Ran> {
-        self.desk.paste(self.world.hub().kubeconfig(), line).await
+        self.desk.paste(self.hub.kubeconfig(), line).await
     }
 
     /// Runs a line with a member's kubeconfig.
@@ -130,13 +155,17 @@ impl<'w> Fleet<'w> {
         self.ask("fairlead get services -o json").await
     }
 
+    pub async fn gateways(&self) -> Result<Vec<GatewayView>> {
+        self.ask("fairlead get gateways -o json").await
+    }
+
     /// Why traffic of a route (`namespace/name`) goes where it goes.
     pub async fn explain(&self, route: &str) -> Result<Explanation> {
         self.ask(&format!("fairlead explain {route} -o json")).await
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(&self, line: &str) -> Result<T> {
-        self.desk.ask(self.world.hub().kubeconfig(), line).await
+        self.desk.ask(self.hub.kubeconfig(), line).await
     }
 
     /// What the hub says of one member.
@@ -148,8 +177,12 @@ impl<'w> Fleet<'w> {
 
     /// Waits until the hub plans, every member is Up, and every plan is applied as it is.
     pub async fn wait_settled(&self) -> Result<Duration> {
-        let expected = self.world.members().count();
-        self.wait_members("the fleet to settle", expected).await
+        self.wait_settled_with(self.world.members().count()).await
+    }
+
+    /// The same with so many members.
+    pub async fn wait_settled_with(&self, members: usize) -> Result<Duration> {
+        self.wait_members("the fleet to settle", members).await
     }
 
     /// Waits until no member's share of a route is on its way up any more, in any entry.
@@ -172,7 +205,7 @@ impl<'w> Fleet<'w> {
 
     /// Takes a member out, and tells the hub.
     pub async fn leave(&self, member: &str) -> Result<Ran> {
-        let hub = self.world.hub().kubeconfig().display();
+        let hub = self.hub.kubeconfig().display();
         let ran = self.at(member, &format!("fairlead leave --yes --hub-kubeconfig {hub}")).await?;
         ran.clone().expect_success()?;
         Ok(ran)
@@ -181,7 +214,7 @@ impl<'w> Fleet<'w> {
     /// Deletes a member from the hub alone, whatever its cluster thinks of that.
     pub async fn forget_member(&self, member: &str) -> Result<()> {
         let key = ObjectKey::new(fairlead_crds::keys::API_VERSION, "MemberCluster", "", member);
-        let objects = self.world.hub().objects();
+        let objects = self.hub.objects();
         objects.delete(&key).await?;
         objects.wait_gone(&key, SETTLE_LIMIT).await
     }
@@ -189,7 +222,7 @@ impl<'w> Fleet<'w> {
     /// Takes everything of Fairlead out of the world: members leave whatever state they are in,
     /// then the hub's own objects go, as `kubectl delete` by label does.
     pub async fn uninstall(&self) -> Result<()> {
-        let hub = self.world.hub();
+        let hub = self.hub;
         let kubeconfig = hub.kubeconfig().display();
         let line = format!("fairlead leave --yes --force --hub-kubeconfig {kubeconfig}");
         for member in self.world.members() {

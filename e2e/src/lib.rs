@@ -9,6 +9,7 @@ pub mod backend;
 pub mod bench;
 pub mod cluster;
 pub mod demo;
+pub mod disk;
 pub mod echo;
 pub mod etcd;
 pub mod fault;

@@ -278,33 +278,11 @@ impl Lan {
         Ok(lan)
     }
 
-    /// Connects a namespace for Pods to their cluster's, which forwards for it and answers for its
-    /// address on the bridge.
+    /// A namespace for the Pods of a member.
     fn add_pods(&self, member: &str, number: u8) -> Result<()> {
-        let (cluster, pods) = (self.slot.namespace(member), self.slot.pods_namespace(member));
         let (gateway, address) = (self.slot.address(number, 1), self.slot.address(number, POD));
-        run(&["netns", "add", &pods])?;
-        batch(
-            &cluster,
-            &[
-                format!("link add pods type veth peer name eth0 netns {pods}"),
-                "link set pods up".to_owned(),
-                format!("route add {address}/32 dev pods src {gateway}"),
-                format!("neigh add proxy {address} dev eth0"),
-            ],
-        )?;
-        batch(
-            &pods,
-            &[
-                "link set lo up".to_owned(),
-                "link set eth0 up".to_owned(),
-                format!("addr add {address}/32 dev eth0"),
-                format!("route add {gateway}/32 dev eth0"),
-                format!("route add default via {gateway} dev eth0"),
-            ],
-        )?;
-        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
-        run(&["netns", "exec", &cluster, "sh", "-c", forward])
+        let (cluster, pods) = (self.slot.namespace(member), self.slot.pods_namespace(member));
+        add_beside(&cluster, &pods, "pods", gateway, address)
     }
 
     fn cluster_setup(&self, number: u8) -> Vec<String> {
@@ -348,6 +326,46 @@ impl Drop for Lan {
             eprintln!("teardown of run {}: {error:#}", self.slot.run);
         }
     }
+}
+
+/// Makes a namespace and connects it by `device` to a cluster's, which forwards for it and answers for
+/// its address on the bridge. Swept with the world, since its name starts like the cluster's.
+pub fn add_beside(
+    cluster: &str,
+    beside: &str,
+    device: &str,
+    gateway: Ipv4Addr,
+    address: Ipv4Addr,
+) -> Result<()> {
+    run(&["netns", "add", beside])?;
+    batch(
+        cluster,
+        &[
+            format!("link add {device} type veth peer name eth0 netns {beside}"),
+            format!("link set {device} up"),
+            format!("route add {address}/32 dev {device} src {gateway}"),
+            format!("neigh add proxy {address} dev eth0"),
+        ],
+    )?;
+    batch(
+        beside,
+        &[
+            "link set lo up".to_owned(),
+            "link set eth0 up".to_owned(),
+            format!("addr add {address}/32 dev eth0"),
+            format!("route add {gateway}/32 dev eth0"),
+            format!("route add default via {gateway} dev eth0"),
+        ],
+    )?;
+    let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+    run(&["netns", "exec", cluster, "sh", "-c", forward])
+}
+
+/// Takes away what [`add_beside`] made, with all that lives there.
+pub fn remove_beside(cluster: &str, beside: &str, address: Ipv4Addr) -> Result<()> {
+    kill_inhabitants(beside);
+    run(&["netns", "del", beside])?;
+    batch(cluster, &[format!("neigh del proxy {address} dev eth0")])
 }
 
 /// Runs `ip` lines in a namespace, all in one call.

@@ -14,6 +14,7 @@ mod policy;
 mod rebuild;
 mod replicas;
 mod routes;
+mod selfhub;
 mod spine;
 mod store;
 mod traces;
@@ -98,6 +99,13 @@ pub const ALL: &[Scenario] = &[
         run: |world, facts| Box::pin(routes::run(world, facts)),
     },
     Scenario {
+        name: "selfhub",
+        about: "a hub whose own cluster is a member: nothing that its agent writes is declared again",
+        members: 2,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(selfhub::run(world, facts)),
+    },
+    Scenario {
         name: "policy",
         about: "which TrafficPolicy counts, tiers, weights that hold while a member dies, drains",
         members: 3,
@@ -128,7 +136,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "replicas",
-        about: "two hubs on an etcd of three nodes, under load: one decides, the other takes over",
+        about: "three hubs on an etcd of three nodes, under load: killed, stopped, paused, cut off and upgraded",
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(replicas::run(world, facts)),

@@ -9,24 +9,35 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
-use fairlead_model::view::FlowView;
+use fairlead_model::history::{Entry, HistoryView};
+use fairlead_model::id::printable;
+use fairlead_model::view::{FlowView, StatusView};
 use fairlead_model::{MemberId, Millis, NsName, RouteKey};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::conductor::Current;
 use crate::fleet::Fleet;
+use crate::gate::Way;
+use crate::history::Chronicle;
 use crate::metrics::Metrics;
 use crate::metrics::look::Figures;
+use crate::pass::pass_on;
 use crate::traffic::{Traffic, weigh};
 use crate::view::Look;
 use crate::watch::{Objects, Progress};
+
+/// Changes that are told when nobody says how many, and at most.
+const HISTORY_SHOWN: usize = 50;
+const HISTORY_SHOWN_MAX: usize = 1_000;
 
 /// What the API shows.
 pub struct Admin {
@@ -40,10 +51,14 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// What gateways did.
     pub traffic: Arc<Traffic>,
+    /// What was decided before.
+    pub chronicle: Arc<Chronicle>,
     /// When the process started.
     pub started_at: Millis,
     /// How far the start is.
     pub start: Arc<Start>,
+    /// Whether another hub decides.
+    pub ways: watch::Receiver<Way>,
 }
 
 /// How far the start is: what is waited for, until the agents' port is open.
@@ -93,11 +108,9 @@ pub async fn serve(
 
 /// The routes of the API.
 pub fn router(admin: Arc<Admin>) -> Router {
+    let ways = admin.ways.clone();
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/api/v1/status", view(|look| look.status()))
+        .route("/api/v1/status", get(status))
         .route("/api/v1/members", view(|look| look.members()))
         .route("/api/v1/gateways", view(|look| look.gateways()))
         .route("/api/v1/services", view(|look| look.services()))
@@ -105,6 +118,13 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/api/v1/explain/{kind}/{namespace}/{name}", get(explain))
         .route("/api/v1/plan/{member}", get(plan))
         .route("/api/v1/traffic", get(traffic))
+        .route("/api/v1/history", get(history))
+        .route("/api/v1/diff", get(diff))
+        .layer(from_fn_with_state(ways, pass_on))
+        // Of this process, whoever decides.
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
         .with_state(admin)
 }
 
@@ -123,12 +143,22 @@ impl Admin {
         })
     }
 
+    /// Where agents are led to while another hub decides.
+    fn passed_to(&self) -> Option<String> {
+        let Way::Pass(seat) = &*self.ways.borrow() else { return None };
+        let (holder, agents) = (&seat.holder, seat.agents?);
+        Some(format!("another hub ({holder}) decides; what comes here is passed on to {agents}"))
+    }
+
     /// Why the hub is not ready, and what else is worth knowing.
     fn readiness(&self) -> (Vec<String>, Vec<String>) {
-        let mut blocking: Vec<String> = self.start.reason().into_iter().collect();
+        let (mut blocking, mut remarks) = (Vec::new(), Vec::new());
+        match self.passed_to() {
+            Some(remark) => remarks.push(remark),
+            None => blocking.extend(self.start.reason()),
+        }
         let held = &self.current.load().held;
         blocking.extend(held.iter().map(ToString::to_string));
-        let mut remarks = Vec::new();
         for (kind, progress) in self.objects.progress() {
             match progress {
                 Progress::Synced => {}
@@ -157,7 +187,11 @@ async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Respons
     let figures = tokio::task::spawn_blocking({
         let admin = Arc::clone(&admin);
         // Shares of many routes take tens of milliseconds: not on a thread that serves others.
-        move || admin.look(Figures::of)
+        move || {
+            let mut figures = admin.look(Figures::of);
+            figures.history = admin.chronicle.history().size();
+            figures
+        }
     });
     let Ok(figures) = figures.await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -169,6 +203,12 @@ async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Respons
         }
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+async fn status(State(admin): State<Arc<Admin>>) -> Json<StatusView> {
+    let mut status = admin.look(|look| look.status());
+    status.history = Some(admin.chronicle.history().size());
+    Json(status)
 }
 
 async fn traffic(State(admin): State<Arc<Admin>>) -> Json<Vec<FlowView>> {
@@ -200,6 +240,63 @@ async fn explain(
             error(StatusCode::NOT_FOUND, format!("{route} is no global route of the last plan"))
         }
     }
+}
+
+#[derive(Deserialize)]
+struct HistoryQuery {
+    route: Option<String>,
+    member: Option<MemberId>,
+    limit: Option<usize>,
+}
+
+async fn history(State(admin): State<Arc<Admin>>, Query(query): Query<HistoryQuery>) -> Response {
+    let is_route = match query.route.as_deref().map(is_named).transpose() {
+        Ok(is_route) => is_route,
+        Err(answer) => return *answer,
+    };
+    let is_asked = |entry: &Entry| {
+        is_route.as_ref().is_none_or(|is| is(&entry.route))
+            && query.member.as_ref().is_none_or(|member| entry.concerns(member))
+    };
+    let limit = query.limit.unwrap_or(HISTORY_SHOWN).min(HISTORY_SHOWN_MAX);
+    let history = admin.chronicle.history();
+    let (size, entries) = (history.size(), history.list(is_asked, limit));
+    Json(HistoryView { now: clock::now(), size, entries }).into_response()
+}
+
+#[derive(Deserialize)]
+struct DiffQuery {
+    from: u64,
+    to: Option<u64>,
+    route: Option<String>,
+}
+
+async fn diff(State(admin): State<Arc<Admin>>, Query(query): Query<DiffQuery>) -> Response {
+    let is_route = match query.route.as_deref().map(is_named).transpose() {
+        Ok(is_route) => is_route,
+        Err(answer) => return *answer,
+    };
+    let is_asked = |route: &RouteKey| is_route.as_ref().is_none_or(|is| is(route));
+    let history = admin.chronicle.history();
+    let to = query.to.unwrap_or(history.size().newest);
+    match history.diff(query.from, to, is_asked) {
+        Ok(view) => Json(view).into_response(),
+        Err(missing) => error(StatusCode::NOT_FOUND, missing.to_string()),
+    }
+}
+
+/// Whether a route is meant by a name, with its kind or without.
+fn is_named(name: &str) -> Result<impl Fn(&RouteKey) -> bool + use<>, Box<Response>> {
+    let key: Option<RouteKey> = name.parse().ok();
+    let any_kind: Option<NsName> = name.parse().ok();
+    if key.is_none() && any_kind.is_none() {
+        let message = format!("{} is no [KIND/]NAMESPACE/NAME", printable(name));
+        return Err(Box::new(error(StatusCode::BAD_REQUEST, message)));
+    }
+    Ok(move |route: &RouteKey| match (&key, &any_kind) {
+        (Some(key), _) => route == key,
+        (None, name) => name.as_ref() == Some(&route.name),
+    })
 }
 
 async fn plan(State(admin): State<Arc<Admin>>, Path(member): Path<String>) -> Response {

@@ -1,12 +1,14 @@
 //! The flags of the hub's process.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use fairlead_hub_core::history::Limits;
 use fairlead_hub_core::passive::Thresholds;
 use fairlead_telemetry::settings::BackendArgs;
 
+use crate::office::Seat;
 use crate::store::EtcdOptions;
 
 /// The Fairlead hub: decides how traffic of global routes is spread over member clusters.
@@ -34,6 +36,9 @@ pub struct RunArgs {
     /// Where the read-only API, metrics and probes are served (plain HTTP).
     #[arg(long, default_value = "0.0.0.0:8080", env = "FAIRLEAD_ADMIN_LISTEN")]
     pub admin_listen: SocketAddr,
+    /// Address at which other hubs of the same etcd reach this one. Without it: that of --listen, if it names one.
+    #[arg(long, env = "FAIRLEAD_PEER_ADDRESS")]
+    pub peer_address: Option<IpAddr>,
     /// Namespace of the hub's own objects.
     #[arg(long, default_value = fairlead_crds::keys::NAMESPACE, env = "FAIRLEAD_NAMESPACE")]
     pub namespace: String,
@@ -69,6 +74,12 @@ pub struct RunArgs {
     /// Requests from an entry to a member in 15 seconds below which their outcomes say nothing.
     #[arg(long, default_value_t = 20, env = "FAIRLEAD_PASSIVE_REQUESTS_MIN")]
     pub passive_requests_min: u64,
+    /// Changes of routes' decisions that are kept, for `fairlead history` and `rollback`.
+    #[arg(long, default_value_t = 10_000, env = "FAIRLEAD_HISTORY_ENTRIES")]
+    pub history_entries: usize,
+    /// Most bytes that they and the rules that belong to them take in the store.
+    #[arg(long, default_value_t = 32 << 20, env = "FAIRLEAD_HISTORY_BYTES")]
+    pub history_bytes: usize,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "FAIRLEAD_LOG_FORMAT")]
     pub log_format: LogFormat,
@@ -80,7 +91,8 @@ pub struct RunArgs {
     pub backend: BackendArgs,
 }
 
-/// How an etcd is reached. With endpoints, the store is there; one hub decides, and others stand by.
+/// How an etcd is reached. With endpoints, the store is there; one hub decides, and others stand by
+/// and pass on what comes to them.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct EtcdArgs {
     /// Endpoint (`https://host:port`) of an etcd to keep the store in. May be given several times.
@@ -122,10 +134,23 @@ impl EtcdArgs {
 }
 
 impl RunArgs {
+    /// What this hub, called `holder` and listening for agents there, says to others of itself.
+    pub fn seat(&self, holder: String, agents: SocketAddr) -> Seat {
+        let own = (!agents.ip().is_unspecified()).then_some(agents.ip());
+        let address = self.peer_address.or(own);
+        Seat::new(holder, address, agents.port(), self.admin_listen.port())
+    }
+
     /// How long agents' certificates live.
     pub fn agent_certificate_ms(&self) -> u64 {
         let hours = u64::from(self.agent_certificate_hours) * 3_600;
         self.agent_certificate_seconds.map_or(hours, u64::from) * 1_000
+    }
+
+    /// Bounds of the history.
+    pub fn history(&self) -> Limits {
+        let (entries, bytes) = (self.history_entries, self.history_bytes);
+        Limits { entries, bytes, ..Limits::default() }
     }
 
     /// When outcomes of requests are evidence; none when they are not.

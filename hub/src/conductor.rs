@@ -15,16 +15,17 @@ use fairlead_hub_core::push::Wanted;
 use fairlead_model::bundle::Bundle;
 use fairlead_model::health::MemberState;
 use fairlead_model::plan::MemberPlan;
-use fairlead_model::policy::{MemberSpec, Policy, TrafficState};
-use fairlead_model::{MemberId, Millis, Note};
+use fairlead_model::policy::{GlobalRoute, MemberSpec, Policy, TrafficState};
+use fairlead_model::{MemberId, Millis, Note, Reason, RouteKey};
 use fairlead_planner::{FleetInput, Freeze, MemberInput, Memory, Planned, Settings, plan};
 use fairlead_telemetry::span::Tracer;
-use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
+use fairlead_translate::ingest::hub::{HubObjects, Ingested, Pin, asked_pins, ingest_hub};
 use fairlead_translate::{CapabilityKeys, render};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::fleet::{Fleet, MemberNow};
+use crate::history::Chronicle;
 use crate::metrics::Metrics;
 use crate::persist::MemorySlot;
 use crate::signal::Signal;
@@ -83,6 +84,8 @@ pub struct Conductor {
     pub current: Arc<ArcSwap<Current>>,
     /// Told of every decision.
     pub decided: Arc<Signal>,
+    /// What was decided before.
+    pub chronicle: Arc<Chronicle>,
     /// Where the planner's memory is kept.
     pub memory_slot: Arc<MemorySlot>,
     /// When the process started.
@@ -102,6 +105,7 @@ struct Carried {
     wake_at: Option<Millis>,
     states: BTreeMap<MemberId, MemberState>,
     keyed: Option<u32>,
+    pins: BTreeMap<RouteKey, (u64, Arc<GlobalRoute>)>,
 }
 
 /// What one decision is made of.
@@ -119,10 +123,11 @@ impl Conductor {
         let mut carried = Carried { memory, ..Carried::default() };
         loop {
             let caused_at = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
                 at = conductor.objects.changed.wait() => at,
                 at = conductor.fleet.changed.wait() => at,
                 () = clock::sleep_until_some(carried.wake_at) => clock::now(),
-                () = stop.cancelled() => return,
             };
             tokio::time::sleep(GATHER).await;
             conductor.objects.changed.take();
@@ -144,7 +149,9 @@ impl Conductor {
     /// One decision, from everything that is known.
     fn round(&self, mut carried: Carried, caused_at: Millis) -> Carried {
         let started = Instant::now();
-        let ingested = Arc::new(ingest_hub(&self.hub_objects()));
+        let mut objects = self.hub_objects();
+        objects.pins = self.pins(&objects, &mut carried.pins);
+        let ingested = Arc::new(ingest_hub(&objects));
         let unsynced = self.objects.unsynced();
         if !unsynced.contains("MemberCluster") {
             let owner = |(id, spec): (&MemberId, &MemberSpec)| (id.clone(), spec.uid.clone());
@@ -161,10 +168,12 @@ impl Conductor {
             store_error: self.fleet.store_error(),
             fenced: None,
         });
-        let frozen = fleet_vanished(&sights(self.fleet.sights(), &ingested.policy));
+        let mut frozen = None;
         if hold.is_held() {
+            // Whatever is missing, nothing is planned from it.
             carried.wake_at = hold.wake_at;
         } else {
+            frozen = fleet_vanished(&sights(self.fleet.sights(), &ingested.policy));
             let freeze = if frozen.is_some() { Freeze::Unedited } else { Freeze::Off };
             let round = Round { policy: &ingested.policy, members: &members, freeze, caused_at };
             self.plan(&mut carried, &round, started);
@@ -179,6 +188,7 @@ impl Conductor {
             keyed: carried.keyed,
         }));
         self.decided.mark();
+        self.chronicle.decided.mark();
         carried
     }
 
@@ -280,6 +290,41 @@ impl Conductor {
             (Some(_), None) => tracing::info!("not frozen any more"),
             (None, None) | (Some(_), Some(_)) => {}
         }
+    }
+
+    /// What routes are pinned to. One that asks for what cannot be had stays as it is: at what it was pinned
+    /// to before, or as it is written.
+    fn pins(
+        &self,
+        objects: &HubObjects,
+        before: &mut BTreeMap<RouteKey, (u64, Arc<GlobalRoute>)>,
+    ) -> BTreeMap<RouteKey, Pin> {
+        let asked = asked_pins(objects);
+        before.retain(|key, _| asked.contains_key(key));
+        let mut history = self.chronicle.history();
+        let mut pins = BTreeMap::new();
+        for (key, number) in asked {
+            let found =
+                number.map_err(|what| (Reason::UnsupportedValue, what)).and_then(|number| {
+                    let rules = history.rules_of(&key, number);
+                    history.rise_above(number);
+                    let missing = rules.map_err(|missing| (missing.reason(), missing.to_string()));
+                    missing.map(|rules| (number, rules))
+                });
+            let pin = match found {
+                Ok(at) => {
+                    // The very same value again is no change.
+                    if before.get(&key).is_none_or(|before| before.0 != at.0) {
+                        before.insert(key.clone(), at);
+                    }
+                    Pin { at: before.get(&key).cloned(), fault: None }
+                }
+                Err(fault) => Pin { at: before.get(&key).cloned(), fault: Some(fault) },
+            };
+            pins.insert(key, pin);
+        }
+        history.keep_pinned(before.iter().map(|(key, (number, _))| (key.clone(), *number)));
+        pins
     }
 
     fn hub_objects(&self) -> HubObjects {

@@ -25,6 +25,7 @@ fn mk_conductor(fleet: Fleet) -> Conductor {
         metrics: Arc::default(),
         current: Arc::default(),
         decided: Arc::default(),
+        chronicle: Arc::default(),
         memory_slot: Arc::default(),
         started_at: clock::now(),
         grace_ms: 30_000,

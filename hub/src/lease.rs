@@ -2,8 +2,8 @@
 //!
 //! Owns the Lease `fairlead-hub`: who holds it, and the highest process epoch ever taken, which
 //! outlives a store that was lost or restored from an older copy. A hub with the same store takes the
-//! Lease at once, since the store is open in one process only; another one waits until the holder is
-//! silent. Never gives the Lease up because the API server is away: nobody else can take it then.
+//! Lease at once, since it holds the store's claim to decide ([`crate::office`]) and the holder does not
+//! any more; one with another store waits until the holder is silent. Never gives the Lease up because the API server is away: nobody else can take it then.
 
 use std::time::Duration;
 
@@ -51,10 +51,20 @@ enum Step {
 fn decide(held: &Held, id: &str, stored: u64, now: Millis) -> Step {
     let silent_ms = u64::from(DURATION_SECONDS.unsigned_abs()) * 1_000;
     let alive = held.renewed_at.is_some_and(|at| now.since(at) < silent_ms);
-    if !held.holder.is_empty() && held.holder != id && alive {
+    if !held.holder.is_empty() && store_of(&held.holder) != store_of(id) && alive {
         return Step::Wait(held.holder.clone());
     }
     epoch_above([held.epoch, stored]).map_or(Step::Exhausted, Step::Take)
+}
+
+/// A hub's name for the Lease: of its store, and of this process.
+pub fn holder(store: &str, process: u32) -> String {
+    format!("{store}.{process:08x}")
+}
+
+/// The store of a holder.
+fn store_of(holder: &str) -> &str {
+    holder.split_once('.').map_or(holder, |(store, _)| store)
 }
 
 fn read(lease: &Lease) -> Held {
@@ -109,7 +119,7 @@ pub struct Fenced {
 
 impl HubLease {
     /// Takes the Lease, waiting as long as it takes; `tell` learns why it waits.
-    /// `id` names the store, `stored` is the last process epoch in it.
+    /// `id` is this hub's [`holder`], `stored` the last process epoch in its store.
     pub async fn acquire(
         client: &Client,
         namespace: &str,
@@ -225,14 +235,16 @@ mod tests {
             (Held::default(), 7, Step::Take(8)),
             (held("me", 99_999, 4), 4, Step::Take(5)),
             (held("me", 99_999, 9), 4, Step::Take(10)),
+            (held("me.00000001", 99_999, 4), 4, Step::Take(5)),
             (held("other", 99_999, 4), 9, Step::Wait("other".into())),
+            (held("other.1", 99_999, 4), 9, Step::Wait("other.1".into())),
             (held("other", 85_001, 4), 9, Step::Wait("other".into())),
             (held("other", 85_000, 4), 2, Step::Take(5)),
             (held("", 99_999, 4), 2, Step::Take(5)),
             (held("me", 99_999, u64::MAX), 2, Step::Exhausted),
         ];
         for (found, stored, want) in rows {
-            assert_eq!(decide(&found, "me", stored, now), want, "{found:?}");
+            assert_eq!(decide(&found, "me.00000002", stored, now), want, "{found:?}");
         }
     }
 

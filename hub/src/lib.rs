@@ -7,9 +7,12 @@
 //! ```text
 //!  API server ─▶ watch ─┐                           ┌─▶ status ─▶ API server
 //!                       ├▶ conductor (plan, render) ┼─▶ admin (read-only API)
-//!  agents ◀──▶ link ─▶ fleet ◀─────────bundles──────┘
-//!                         └─▶ persist ─▶ store
+//!  agents ◀▶ gate ◀▶ link ─▶ fleet ◀────bundles─────┘
+//!             ▲                 └─▶ persist ─▶ store
+//!             └── who decides ── office ◀────────┘
 //! ```
+//!
+//! Of several hubs one holds the office and does all of it; the others watch, and pass on what comes to them.
 
 pub mod admin;
 pub mod args;
@@ -20,10 +23,14 @@ pub mod conductor;
 pub mod enroll;
 pub mod events;
 pub mod fleet;
+pub mod gate;
+pub mod history;
 pub mod identity;
 pub mod lease;
 pub mod link;
 pub mod metrics;
+pub mod office;
+pub mod pass;
 pub mod persist;
 pub mod pki;
 pub mod record;

@@ -1,6 +1,6 @@
-//! The agents' port: streams of members, and the calls of joining clusters.
+//! What agents say: streams of members, and the calls of joining clusters.
 //!
-//! Owns TCP, TLS and gRPC, and one task per stream that carries messages to and from
+//! Owns TLS and gRPC on the connections that [`crate::gate`] gives it, and one task per stream that carries messages to and from
 //! [`fairlead_hub_core::session`]. Never decides what a message means. Everything is bounded:
 //! handshakes, message sizes, silence, and what waits for a slow reader. A broken peer costs its own
 //! stream.
@@ -18,11 +18,11 @@ use fairlead_proto::pb::fleet_server::FleetServer;
 use fairlead_proto::{MESSAGE_BYTES_MAX, pb};
 use fairlead_telemetry::span::Tracer;
 use futures::{Stream, StreamExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Server;
@@ -52,8 +52,6 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const CALLS_PER_CONNECTION_MAX: u32 = 16;
 /// Window of a stream: a whole part of a bundle fits.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// Pause after an error of the listening socket (no file descriptors left), so that it does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the agents' port needs.
 pub struct Link {
@@ -77,12 +75,12 @@ pub struct Link {
     pub stop: CancellationToken,
 }
 
-/// Serves the agents' port until `stop`.
+/// Serves agents' connections until `stop`.
 ///
 /// # Errors
 /// When gRPC fails as a whole.
 pub async fn serve(
-    listener: TcpListener,
+    sockets: mpsc::Receiver<TcpStream>,
     tls: Arc<rustls::ServerConfig>,
     link: Link,
     enroll: EnrollService,
@@ -101,7 +99,7 @@ pub async fn serve(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .add_service(fleet)
         .add_service(enroll)
-        .serve_with_incoming_shutdown(incoming(listener, tls), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming(sockets, tls), stop.cancelled_owned())
         .await
 }
 
@@ -110,31 +108,18 @@ const ENROLL_BYTES_MAX: usize = 64 << 10;
 
 /// Connections after their handshakes, which run side by side: a slow client holds up nobody.
 fn incoming(
-    listener: TcpListener,
+    sockets: mpsc::Receiver<TcpStream>,
     tls: Arc<rustls::ServerConfig>,
 ) -> impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> {
     let acceptor = TlsAcceptor::from(tls);
-    TcpListenerStream::new(listener)
+    ReceiverStream::new(sockets)
         .map(move |socket| handshake(acceptor.clone(), socket))
         .buffer_unordered(HANDSHAKES_MAX)
         .filter_map(|stream| std::future::ready(stream.map(Ok)))
 }
 
-async fn handshake(
-    acceptor: TlsAcceptor,
-    socket: std::io::Result<TcpStream>,
-) -> Option<TlsStream<TcpStream>> {
-    let socket = match socket {
-        Ok(socket) => socket,
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept connections");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            return None;
-        }
-    };
+async fn handshake(acceptor: TlsAcceptor, socket: TcpStream) -> Option<TlsStream<TcpStream>> {
     let peer = socket.peer_addr().ok();
-    // Small messages must not wait for each other.
-    let _ = socket.set_nodelay(true);
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {

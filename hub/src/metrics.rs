@@ -23,6 +23,8 @@ use self::look::Figures;
 /// What the hub counts.
 pub struct Metrics {
     registry: Registry,
+    deciding: Gauge,
+    passed: Gauge,
     sessions: Gauge,
     opened: Counter,
     ended: Family<ReasonLabels, Counter>,
@@ -202,6 +204,15 @@ pub const fn state_label(state: MemberState) -> &'static str {
     }
 }
 
+/// A connection that is passed on.
+pub struct Passed(Gauge);
+
+impl Drop for Passed {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new(None)
@@ -213,6 +224,8 @@ impl Metrics {
     pub fn new(backend: Option<&Counts>) -> Self {
         let mut registry = Registry::with_prefix("fairlead_hub");
         let metrics = Self {
+            deciding: Gauge::default(),
+            passed: Gauge::default(),
             sessions: Gauge::default(),
             opened: Counter::default(),
             ended: Family::default(),
@@ -241,6 +254,9 @@ impl Metrics {
             counts.register(&mut registry);
         }
         m.register_members(&mut registry);
+        registry.register("deciding", "1 while this hub decides", m.deciding.clone());
+        let help = "Agents' connections that this hub passes on to the one that decides";
+        registry.register("passed_connections", help, m.passed.clone());
         registry.register("plans", "Plans made", m.plans.clone());
         let (name, help) = ("plan_duration", "Time to read, plan and render");
         registry.register_with_unit(name, help, Unit::Seconds, m.plan_seconds.clone());
@@ -304,6 +320,17 @@ impl Metrics {
         figures.encode(&mut text)?;
         encode_eof(&mut text)?;
         Ok(text)
+    }
+
+    /// This hub decides from now on.
+    pub fn set_deciding(&self) {
+        self.deciding.set(1);
+    }
+
+    /// A connection is passed on, as long as the value lives.
+    pub fn passed(&self) -> Passed {
+        self.passed.inc();
+        Passed(self.passed.clone())
     }
 
     /// A member opened a stream.

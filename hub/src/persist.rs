@@ -4,16 +4,18 @@
 //! little behind what is known, and a crash costs one full snapshot of a member. While the store
 //! cannot be written, plans are held and the writes are kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fairlead_hub_core::history::RecordKey;
 use fairlead_hub_core::inventory::Report;
 use fairlead_model::MemberId;
 use fairlead_model::ledger::Ledger;
 use tokio_util::sync::CancellationToken;
 
 use crate::fleet::Fleet;
+use crate::history::{self, Chronicle};
 use crate::metrics::{Metrics, Outcome};
 use crate::record;
 use crate::store::{Store, StoreError};
@@ -33,6 +35,8 @@ pub struct Persist {
     pub metrics: Arc<Metrics>,
     /// The planner's memory, newest only.
     pub memory: Arc<MemorySlot>,
+    /// What was decided before.
+    pub chronicle: Arc<Chronicle>,
 }
 
 /// The newest memory of the planner that is not stored yet, encoded when it is written.
@@ -52,14 +56,20 @@ impl MemorySlot {
     }
 }
 
-/// What the store holds of each member's snapshot; absent when it must be read first.
-type Written = BTreeMap<MemberId, Arc<Ledger>>;
+/// What the store holds; absent when it must be read first.
+#[derive(Default)]
+struct Written {
+    /// Of each member's snapshot.
+    reports: BTreeMap<MemberId, Arc<Ledger>>,
+    /// Of the history.
+    history: Option<BTreeSet<RecordKey>>,
+}
 
 impl Persist {
     /// Runs until `stop`, then writes what is left.
     pub async fn run(self, stop: CancellationToken) {
         let persist = Arc::new(self);
-        let mut written = Written::new();
+        let mut written = Written::default();
         loop {
             tokio::select! {
                 _ = persist.fleet.to_store.wait() => {}
@@ -94,17 +104,17 @@ impl Persist {
             false => record::forget(self.store.as_ref(), &forgotten),
         };
         if result.is_ok() {
-            written.retain(|member, _| !forgotten.contains(member));
+            written.reports.retain(|member, _| !forgotten.contains(member));
         } else {
             self.fleet.restore_unstored([], forgotten);
         }
         for (member, report) in reports {
-            match self.write_report(&member, &report, written.get(&member)) {
+            match self.write_report(&member, &report, written.reports.get(&member)) {
                 Ok(()) => {
-                    written.insert(member, report.ledger);
+                    written.reports.insert(member, report.ledger);
                 }
                 Err(error) => {
-                    written.remove(&member);
+                    written.reports.remove(&member);
                     self.fleet.restore_unstored([member], Default::default());
                     result = Err(error);
                 }
@@ -115,6 +125,10 @@ impl Persist {
         {
             // A newer one follows with the next plan.
             result = Err(error);
+        }
+        match history::write(self.store.as_ref(), &self.chronicle, written.history.take()) {
+            Ok(held) => written.history = Some(held),
+            Err(error) => result = Err(error),
         }
         self.tell(result);
         written

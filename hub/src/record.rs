@@ -86,6 +86,14 @@ pub enum RecordError {
     /// Somebody else writes the same store.
     #[error("the store is written by another process")]
     Contended,
+    /// Another process has the store.
+    #[error("the store has epoch {stored}, above this process's {epoch}")]
+    Overtaken {
+        /// In the store.
+        stored: u64,
+        /// Ours.
+        epoch: u64,
+    },
     /// There is no higher number.
     #[error("no epoch above {0} exists; the agent's state is not to be trusted")]
     Exhausted(u64),
@@ -115,16 +123,58 @@ pub fn read_hub(store: &dyn Store) -> Result<(HubRecord, u64), StoreError> {
 ///
 /// # Errors
 /// When the store cannot be written, or somebody else wrote it: [`RecordError::Contended`].
-pub fn write_hub(store: &dyn Store, record: &HubRecord, revision: u64) -> Result<u64, RecordError> {
+fn write_hub(store: &dyn Store, record: &HubRecord, revision: u64) -> Result<u64, RecordError> {
     match store.compare_and_put(HUB, revision, write(record))? {
         Outcome::Written(at) => Ok(at),
         Outcome::Conflict => Err(RecordError::Contended),
     }
 }
 
-/// From now on this process writes the store only as long as its own record is at this revision.
-pub fn fence(store: &FencedStore, revision: u64) {
-    store.fence(HUB, revision);
+/// The store's name, made when it has none.
+///
+/// # Errors
+/// When the store fails.
+pub fn ensure_id(store: &dyn Store) -> Result<String, RecordError> {
+    for _ in 0..TRIES_MAX {
+        let (mut record, revision) = read_hub(store)?;
+        if !record.id.is_empty() {
+            return Ok(record.id);
+        }
+        record.id = format!("fairlead-hub-{:016x}", rand::random::<u64>());
+        match write_hub(store, &record, revision) {
+            // Another hub was faster, or this one was and the answer got lost.
+            Ok(_) | Err(RecordError::Contended) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(RecordError::Contended)
+}
+
+/// Makes the store this process's own, whose epoch is above all before; gives what is known of members.
+///
+/// # Errors
+/// When the store fails, or another process took it over with a higher epoch.
+pub fn take_over(
+    store: &FencedStore,
+    epoch: u64,
+) -> Result<BTreeMap<MemberId, Stored>, RecordError> {
+    for _ in 0..TRIES_MAX {
+        let (mut record, revision) = read_hub(store)?;
+        if record.epoch > epoch {
+            return Err(RecordError::Overtaken { stored: record.epoch, epoch });
+        }
+        // The Lease gives an epoch to one process: what has it is ours, its answer was lost.
+        if record.epoch == epoch {
+            store.fence(HUB, revision);
+            return Ok(read_members(store)?);
+        }
+        record.epoch = epoch;
+        match write_hub(store, &record, revision) {
+            Ok(_) | Err(RecordError::Contended) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(RecordError::Contended)
 }
 
 /// Takes an epoch for a session of a member: above what is stored and above `seen`.

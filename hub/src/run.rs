@@ -1,5 +1,6 @@
 //! The hub's process from start to stop, in reading order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use fairlead_translate::CapabilityKeys;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,9 +28,12 @@ use crate::conductor::{Conductor, Current};
 use crate::enroll::EnrollService;
 use crate::events::Events;
 use crate::fleet::Fleet;
+use crate::gate::Way;
+use crate::history::{Chronicle, Scribe};
 use crate::lease::HubLease;
 use crate::link::Link;
 use crate::metrics::Metrics;
+use crate::office::Office;
 use crate::persist::{MemorySlot, Persist};
 use crate::pki::{SERVER_NAME, SERVER_RENEWAL};
 use crate::registry::KubeRegistry;
@@ -40,12 +45,16 @@ use crate::tls::{HubCertificate, server_config};
 use crate::traffic::Traffic;
 use crate::visible::Lookout;
 use crate::watch::Objects;
-use crate::{admin, bootstrap, clock, events, link, record, spans, watch};
+use crate::{
+    admin, bootstrap, clock, events, gate, history, lease, link, record, spans, watch as objects,
+};
 
 /// Pause between tries of a step of the start.
 const RETRY: Duration = Duration::from_secs(2);
 /// How often the hub says again in its ConfigMap who it is.
 const PUBLISH_PERIOD: Duration = Duration::from_secs(600);
+/// Connections that wait for their handshake; more wait at the gate.
+const SOCKETS_MAX: usize = 64;
 /// How long the parts may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -78,7 +87,9 @@ struct Hub {
     traffic: Arc<Traffic>,
     current: Arc<ArcSwap<Current>>,
     decided: Arc<Signal>,
+    chronicle: Arc<Chronicle>,
     start: Arc<Start>,
+    ways: watch::Sender<Way>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -99,7 +110,9 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
         traffic,
         current: Arc::default(),
         decided: Arc::default(),
+        chronicle: Arc::default(),
         start: Arc::default(),
+        ways: watch::Sender::default(),
         tasks: TaskTracker::new(),
         stop: stop.clone(),
     };
@@ -109,12 +122,32 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
     hub.serve_admin().await?;
     let client = Client::try_default().await.context("no Kubernetes cluster is configured")?;
     hub.watch(&client);
-    let outcome = tokio::select! {
-        outcome = hub.decide(&client) => outcome,
-        () = late(&stop) => Ok(()),
+    let agents = hub.open_gate().await?;
+    let Some(office) = hub.take_office(agents).await? else {
+        hub.shut_down().await;
+        return Ok(());
     };
+    // Whichever ends first ends the other.
+    let (decided, kept) = tokio::join!(
+        async {
+            let decided = tokio::select! {
+                decided = hub.decide(&client, &office) => decided,
+                () = late(&stop) => Ok(()),
+            };
+            stop.cancel();
+            decided
+        },
+        async {
+            let kept = office.keep(stop.clone()).await;
+            stop.cancel();
+            kept
+        },
+    );
     hub.shut_down().await;
-    outcome
+    // After the last write: the next hub reads what this one knew.
+    office.release().await;
+    decided?;
+    Ok(kept?)
 }
 
 /// The store: in etcd if one is named, else in a file.
@@ -151,8 +184,10 @@ impl Hub {
             objects: Arc::clone(&self.objects),
             metrics: Arc::clone(&self.metrics),
             traffic: Arc::clone(&self.traffic),
+            chronicle: Arc::clone(&self.chronicle),
             started_at: self.started_at,
             start: Arc::clone(&self.start),
+            ways: self.ways.subscribe(),
         });
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -166,13 +201,37 @@ impl Hub {
 
     fn watch(&self, client: &Client) {
         let (objects, metrics) = (Arc::clone(&self.objects), Arc::clone(&self.metrics));
-        self.tasks.spawn(watch::watch_all(client.clone(), objects, metrics, self.stop.clone()));
+        self.tasks.spawn(objects::watch_all(client.clone(), objects, metrics, self.stop.clone()));
+    }
+
+    /// Opens the agents' port; connections go where [`Self::ways`] says. Gives the address.
+    async fn open_gate(&self) -> anyhow::Result<SocketAddr> {
+        let address = self.args.listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} for agents"))?;
+        let address = listener.local_addr()?;
+        self.spawn(gate::run(listener, self.ways.subscribe(), Arc::clone(&self.metrics)));
+        tracing::info!(%address, "listening for agents");
+        Ok(address)
+    }
+
+    /// Waits until this hub holds the store's claim to decide; none when it was told to stop before.
+    async fn take_office(&self, agents: SocketAddr) -> anyhow::Result<Option<Office>> {
+        let store = self.store.clone();
+        let id = tokio::task::spawn_blocking(move || record::ensure_id(store.as_ref())).await??;
+        let seat = self.args.seat(lease::holder(&id, rand::random()), agents);
+        let office = Office::new(self.store.clone(), seat, self.ways.clone());
+        Ok(tokio::select! {
+            () = office.take(|why| self.start.wait(why)) => Some(office),
+            () = self.stop.cancelled() => None,
+        })
     }
 
     /// All that only one hub may do. Ends when it must not go on.
-    async fn decide(&self, client: &Client) -> anyhow::Result<()> {
+    async fn decide(&self, client: &Client, office: &Office) -> anyhow::Result<()> {
         let taken = async {
-            let lease = self.take_lease(client).await?;
+            let lease = self.take_lease(client, office.holder()).await?;
             anyhow::Ok((lease, self.own_objects(client).await))
         };
         let (lease, (authorities, keys)) = tokio::select! {
@@ -182,11 +241,11 @@ impl Hub {
         let (authority, epoch) = (Arc::new(Authority::new(authorities)), lease.epoch());
         let certificate = self.server_certificate(client, &authority).await?;
         let keys = Arc::new(ArcSwap::from_pointee(keys));
-        self.spawn_conductor(Arc::clone(&keys))?;
+        self.spawn_conductor(Arc::clone(&keys)).await?;
         self.spawn_status(client);
         self.spawn_upkeep(client, &authority, &certificate);
         self.spawn_rotation(client, &authority, keys);
-        let served = self.serve_agents(client, authority, certificate, epoch).await?;
+        let served = self.serve_agents(client, authority, certificate, epoch)?;
         // Whichever ends first ends the other: no agents without the Lease, no Lease without agents.
         let (served, kept) = tokio::join!(async { (served.await, self.stop.cancel()).0 }, async {
             (lease.keep(self.stop.clone()).await, self.stop.cancel()).0
@@ -219,37 +278,30 @@ impl Hub {
         self.tasks.spawn(status.run(self.stop.clone()));
     }
 
-    /// Waits until it is this hub that decides; from then on the store and its numbers are its own.
-    async fn take_lease(&self, client: &Client) -> anyhow::Result<HubLease> {
-        let store = self.store.as_ref();
-        let (mut record, revision) = record::read_hub(store)?;
-        if record.id.is_empty() {
-            record.id = format!("fairlead-hub-{:016x}", rand::random::<u64>());
-            record::write_hub(store, &record, revision)?;
-        }
-        let holder = self.holder(&record.id);
+    /// Takes the Lease; from then on the store and its numbers are this hub's own.
+    async fn take_lease(&self, client: &Client, holder: &str) -> anyhow::Result<HubLease> {
+        let stored = self.read(|store| record::read_hub(store)).await?.0.epoch;
         let tell = |why| self.start.wait(why);
         let namespace = &self.args.namespace;
-        let lease = HubLease::acquire(client, namespace, &holder, record.epoch, tell).await;
-        // While this one waited, the one before it wrote.
-        let (mut record, revision) = record::read_hub(store)?;
-        if record.epoch >= lease.epoch() {
-            anyhow::bail!("the store has epoch {}, above that of the Lease", record.epoch);
-        }
-        record.epoch = lease.epoch();
-        record::fence(store, record::write_hub(store, &record, revision)?);
-        self.fleet.restore(record::read_members(store)?);
-        tracing::info!(epoch = record.epoch, holder, "took the Lease");
+        let lease = HubLease::acquire(client, namespace, holder, stored, tell).await;
+        let epoch = lease.epoch();
+        let known = self.read(move |store| record::take_over(store, epoch)).await?;
+        self.fleet.restore(known);
+        tracing::info!(epoch, holder, "took the Lease");
         Ok(lease)
     }
 
-    /// What the Lease is held as. A file is open in one process only, so whoever has it comes after the
-    /// one that held the Lease by the same name, and need not wait; an etcd has room for several.
-    fn holder(&self, store_id: &str) -> String {
-        match self.args.etcd.endpoints.is_empty() {
-            true => store_id.to_owned(),
-            false => format!("{store_id}.{:08x}", rand::random::<u32>()),
-        }
+    /// Reads the store on a thread that may wait.
+    async fn read<T, E>(
+        &self,
+        read: impl FnOnce(&FencedStore) -> Result<T, E> + Send + 'static,
+    ) -> anyhow::Result<T>
+    where
+        T: Send + 'static,
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let store = Arc::clone(&self.store);
+        Ok(tokio::task::spawn_blocking(move || read(&store)).await??)
     }
 
     /// CA and keys, waiting for the API server as long as it takes.
@@ -278,7 +330,9 @@ impl Hub {
         Ok(Arc::new(HubCertificate::new(certificate)?))
     }
 
-    fn spawn_conductor(&self, keys: Arc<ArcSwap<CapabilityKeys>>) -> anyhow::Result<()> {
+    async fn spawn_conductor(&self, keys: Arc<ArcSwap<CapabilityKeys>>) -> anyhow::Result<()> {
+        let limits = self.args.history();
+        *self.chronicle.history() = self.read(move |store| history::read(store, limits)).await?;
         let memory_slot = Arc::new(MemorySlot::default());
         let conductor = Conductor {
             objects: Arc::clone(&self.objects),
@@ -287,20 +341,28 @@ impl Hub {
             metrics: Arc::clone(&self.metrics),
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
+            chronicle: Arc::clone(&self.chronicle),
             memory_slot: Arc::clone(&memory_slot),
             started_at: clock::now(),
             grace_ms: self.args.grace_seconds.saturating_mul(1_000),
             tracer: self.tracer.clone(),
         };
-        let memory = record::read_memory(self.store.as_ref())?;
+        let memory = self.read(|store| record::read_memory(store)).await?;
         self.tasks.spawn(conductor.run(memory, self.stop.clone()));
         let fleet = Arc::clone(&self.fleet);
         self.spawn(async move { fleet.judge().await });
+        let scribe = Scribe {
+            chronicle: Arc::clone(&self.chronicle),
+            current: Arc::clone(&self.current),
+            fleet: Arc::clone(&self.fleet),
+        };
+        self.spawn(scribe.run());
         let persist = Persist {
             fleet: Arc::clone(&self.fleet),
             store: self.store.clone(),
             metrics: Arc::clone(&self.metrics),
             memory: memory_slot,
+            chronicle: Arc::clone(&self.chronicle),
         };
         self.tasks.spawn(persist.run(self.stop.clone()));
         Ok(())
@@ -354,18 +416,14 @@ impl Hub {
         });
     }
 
-    /// Opens the agents' port; gives what serves it.
-    async fn serve_agents(
+    /// Takes agents' connections from now on; gives what serves them.
+    fn serve_agents(
         &self,
         client: &Client,
         authority: Arc<Authority>,
         certificate: Arc<HubCertificate>,
         epoch: u64,
     ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
-        let address = self.args.listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} for agents"))?;
         let tls = Arc::new(server_config(Arc::clone(&authority), certificate)?);
         let registry = Arc::new(KubeRegistry::new(client, &self.args.namespace));
         let enroll = EnrollService::new(
@@ -386,9 +444,12 @@ impl Hub {
             tracer: self.tracer.clone(),
             stop: self.stop.clone(),
         };
+        let (server, sockets) = mpsc::channel(SOCKETS_MAX);
+        self.ways.send_replace(Way::Own(server));
+        self.metrics.set_deciding();
         self.start.done();
-        tracing::info!(%address, "serving agents");
-        Ok(async move { Ok(link::serve(listener, tls, link, enroll).await?) })
+        tracing::info!("serving agents");
+        Ok(async move { Ok(link::serve(sockets, tls, link, enroll).await?) })
     }
 
     async fn shut_down(&self) {

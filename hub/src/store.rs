@@ -1,18 +1,23 @@
-//! What survives a restart: numbers, inventories, the planner's memory.
+//! What survives a restart: numbers, inventories, the planner's memory; and who may decide.
 //!
 //! Owns the contract of a store: revisioned keys, batches that happen whole or not at all, nothing
-//! that was reported as written is lost in a crash. Never knows what values mean ([`crate::record`]
+//! that was reported as written is lost in a crash; claims, which end when nobody renews them. Never
+//! knows what values mean ([`crate::record`]
 //! does). Every failure is an error of the operation; callers hold plans while it lasts.
 
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod embedded;
 mod etcd;
+mod etcd_claim;
 mod fenced;
+mod local_claim;
 
 pub use embedded::EmbeddedStore;
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use fenced::FencedStore;
+
+use std::time::Duration;
 
 /// Most operations of a batch: etcd takes 128.
 pub const BATCH_OPS_MAX: usize = 100;
@@ -145,6 +150,29 @@ pub enum StoreError {
     Write(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// How a claim ended.
+pub enum Claim {
+    /// It is ours, as long as it is renewed.
+    Held(Box<dyn Hold>),
+    /// Another one holds it, and left these bytes with it.
+    Other(Vec<u8>),
+}
+
+/// A claim that is ours. It is given up by [`Hold::release`], or by not renewing it.
+pub trait Hold: Send + 'static {
+    /// Renews it; false when it ran out, so that another may have it.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`]; it may go on or run out.
+    fn renew(&mut self) -> Result<bool, StoreError>;
+
+    /// Gives it up, so that another gets it at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`]; it runs out then.
+    fn release(self: Box<Self>) -> Result<(), StoreError>;
+}
+
 /// A store. Its calls block; keep them off the async threads.
 pub trait Store: Send + Sync + 'static {
     /// A value.
@@ -165,6 +193,20 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Write`], [`StoreError::TooLarge`].
     fn commit(&self, batch: Batch) -> Result<Outcome, StoreError>;
+
+    /// Claims a name: at most one holds it at a time. While another one does, waits as long as `wait`
+    /// for its end. It ends `ttl` after it was last renewed, at the earliest, and soon after that; a
+    /// store may round `ttl` up to whole seconds. Claims are no keys: a restart of a store in a file ends them.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`], [`StoreError::Write`].
+    fn claim(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        ttl: Duration,
+        wait: Duration,
+    ) -> Result<Claim, StoreError>;
 
     /// Writes a key if it is at this revision; 0 = if it does not exist.
     ///

@@ -16,6 +16,7 @@ use fairlead_model::view::{
 use fairlead_model::{Json, MemberId, Millis, Note, NsName, ObjectId, Reason, RouteKey};
 use fairlead_planner::explain;
 use fairlead_translate::capability::capability_id;
+use fairlead_translate::ingest::hub::RouteVerdict;
 use fairlead_translate::names;
 
 use crate::conductor::Current;
@@ -54,6 +55,7 @@ impl Look<'_> {
             gateways: ingested.policy.gateways.len(),
             routes: ingested.policy.routes.len(),
             notes,
+            history: None,
         }
     }
 
@@ -131,6 +133,10 @@ impl Look<'_> {
         let trouble = refused.map(|note| (note.reason, note.message.clone()));
         let trouble = trouble.or_else(|| state.and_then(unprogrammed));
         let trouble = trouble.or_else(|| exception_of(now, &gateway_id(local.as_ref()?)));
+        let trouble = trouble.or_else(|| {
+            let (name, message) = failing(state?).pop_first()?;
+            Some((Reason::ListenerNotProgrammed, format!("listener {name}: {message}")))
+        });
         let (reason, message) = trouble.map_or((None, String::new()), |(r, m)| (Some(r), m));
         GatewayView {
             gateway: gateway.clone(),
@@ -139,6 +145,7 @@ impl Look<'_> {
             role: role.to_owned(),
             addresses: state.iter().flat_map(|s| &s.addresses).map(ToString::to_string).collect(),
             programmed: state.and_then(|state| state.programmed),
+            failing: state.map(failing).unwrap_or_default(),
             reason,
             message,
         }
@@ -183,11 +190,13 @@ impl Look<'_> {
             let mut notes = verdict.notes.clone();
             notes.extend(decision.iter().flat_map(|decision| decision.notes.iter().cloned()));
             notes.extend(self.left_out(key));
+            notes.extend(pin_fault(key, verdict));
             RouteView {
                 route: key.clone(),
                 hostnames: global.map(|global| hostnames(&global.spec)).unwrap_or_default(),
                 gateways,
                 entries: decision.map(|decision| self.entries(key, decision)).unwrap_or_default(),
+                pinned: verdict.pin.as_ref().and_then(|pin| pin.at),
                 notes,
             }
         };
@@ -236,6 +245,9 @@ impl Look<'_> {
         let planned = self.current.planned.as_deref()?;
         let mut explanation = explain(planned, route, from)?;
         let decision = planned.decisions.get(route)?;
+        if let Some(verdict) = self.current.ingested.routes.get(route) {
+            explanation.asked.extend(pin_note(route, verdict));
+        }
         for (member, entry) in &mut explanation.entries {
             let (Some(now), Some(decided)) =
                 (self.members.get(member), decision.entries.get(member))
@@ -319,9 +331,33 @@ fn unprogrammed(state: &GatewayState) -> Option<(Reason, String)> {
     }
 }
 
+/// Listeners that are not programmed: their certificate may be missing in this member.
+fn failing(state: &GatewayState) -> BTreeMap<String, String> {
+    let listeners = state.listeners.iter().filter(|(_, l)| l.programmed == Some(false));
+    listeners.map(|(name, listener)| (name.clone(), listener.message.clone())).collect()
+}
+
 fn is_about(note: &Note, key: &RouteKey) -> bool {
     let rest = note.subject.strip_prefix(&key.to_string());
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
+
+/// Why the pin that a route asks for is not in force.
+fn pin_fault(key: &RouteKey, verdict: &RouteVerdict) -> Option<Note> {
+    let (reason, message) = verdict.pin.as_ref()?.fault.as_ref()?;
+    Some(Note::new(key.to_string(), *reason, message.as_str()))
+}
+
+/// What there is to say of a route's pin.
+fn pin_note(key: &RouteKey, verdict: &RouteVerdict) -> Option<Note> {
+    let number = verdict.pin.as_ref()?.at;
+    let message = format!(
+        "rules and policies are those of revision {}, until `fairlead rollback {} --release`",
+        number.unwrap_or_default(),
+        key.name
+    );
+    let pinned = number.map(|_| Note::new(key.to_string(), Reason::Pinned, message));
+    pin_fault(key, verdict).or(pinned)
 }
 
 fn gateway_id(local: &NsName) -> ObjectId {

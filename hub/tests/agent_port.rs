@@ -11,6 +11,7 @@ use fairlead_hub::clock;
 use fairlead_hub::enroll::EnrollService;
 use fairlead_hub::events::Events;
 use fairlead_hub::fleet::Fleet;
+use fairlead_hub::gate::{self, Way};
 use fairlead_hub::link::{self, Link};
 use fairlead_hub::pki::{Ca, SERVER_NAME, SigningRequest, hex, make_ca};
 use fairlead_hub::registry::{
@@ -36,7 +37,7 @@ use fairlead_telemetry::span::{TRACEPARENT, TraceContext, Tracer};
 use rcgen::{CertificateParams, KeyPair};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -162,7 +163,13 @@ async fn mk_port() -> Port {
         Events::none(),
         tracer,
     );
-    tokio::spawn(link::serve(listener, tls, link, enroll));
+    let (server, sockets) = mpsc::channel(1);
+    let (ways, seen) = watch::channel(Way::Own(server));
+    tokio::spawn(async move {
+        gate::run(listener, seen, Arc::default()).await;
+        drop(ways);
+    });
+    tokio::spawn(link::serve(sockets, tls, link, enroll));
     Port { address, ca, ca_pem: pem, authority, registry, fleet, spans, stop, _dir: dir }
 }
 

@@ -499,7 +499,7 @@ async fn interrupted(
     }
 }
 
-/// Brings backends into routes and out of them by way of a trace.
+/// Brings backends into routes and out of them by way of a trickle.
 fn move_gently(
     now: Millis,
     bundle: &Bundle,
@@ -514,6 +514,9 @@ fn move_gently(
     for (id, object) in bundle.objects.iter().filter(|(id, _)| id.kind.ends_with("Route")) {
         let Some(live) = state.live.get(id).filter(|live| live.is_ours()) else { continue };
         let wanted = overlay.contents.get(id).unwrap_or(&object.content);
+        if gentle.is_at_rest(id, wanted, live) {
+            continue;
+        }
         let taken = controllers.is_accepted(id, live);
         let change = Change { id, wanted, live, taken, failover: overlaid.contains(id) };
         if let Some(content) = gentle.step(now, &change) {

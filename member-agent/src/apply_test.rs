@@ -212,6 +212,15 @@ async fn a_write_that_is_refused_is_told_and_tried_again_and_stops_nothing_else(
 }
 
 #[tokio::test]
+async fn what_the_api_server_finds_invalid_is_told_in_its_words() {
+    let mut world = World::start(Fake::new());
+    world.api.refuse("HTTPRoute", 422);
+    world.plan(vec![(cart(), Gate::Open)]);
+    let report = world.reasons(Reason::ApplyRefused).await;
+    assert_eq!(report.exceptions.len(), 1);
+}
+
+#[tokio::test]
 async fn a_rule_with_a_field_that_the_cluster_does_not_know_is_left_out() {
     let mut world = World::start(Fake::new());
     world.api.forget_field("cookies");

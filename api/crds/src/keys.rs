@@ -86,6 +86,9 @@ pub const ROTATE: &str = "fairlead.dev/rotate";
 pub const ROTATE_WITHOUT: &str = "fairlead.dev/rotate-without";
 /// On the same Secret, by the hub: how far it is, JSON.
 pub const ROTATION: &str = "fairlead.dev/rotation";
+/// On a global route, by `fairlead rollback`: the revision of `fairlead history` whose rules and policies
+/// it is pinned to. Without it the route is as it is written.
+pub const PIN: &str = "fairlead.dev/pin";
 /// Version of the installed Gateway API definitions.
 pub const GATEWAY_BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 /// Channel of the installed Gateway API definitions: `standard` or `experimental`.
@@ -138,10 +141,16 @@ pub const CONDITION_RESOLVED_REFS: &str = "ResolvedRefs";
 pub const CONDITION_PARTIALLY_INVALID: &str = "PartiallyInvalid";
 /// A listener cannot live beside another.
 pub const CONDITION_CONFLICTED: &str = "Conflicted";
+/// Another listener takes some of a listener's hostnames, too.
+pub const CONDITION_OVERLAPPING_TLS: &str = "OverlappingTLSConfig";
+/// Clients without a valid certificate are let in where the Gateway asks for one.
+pub const CONDITION_INSECURE_FRONTEND: &str = "InsecureFrontendValidationMode";
 /// Every name of a DNSPolicy is answered.
 pub const CONDITION_SERVED: &str = "Served";
 /// Condition of a DNSPolicy: a resolver answers its names as they are published.
 pub const CONDITION_DNS_VISIBLE: &str = "DNSVisible";
+/// Ours, on routes: whether the pin that is asked for by [`PIN`] is in force. Absent without one.
+pub const CONDITION_PINNED: &str = "fairlead.dev/Pinned";
 /// Ours, on routes: the members that differ from what the route asks for.
 pub const CONDITION_MEMBERS_PROGRAMMED: &str = "fairlead.dev/MembersProgrammed";
 

@@ -31,7 +31,7 @@ use crate::schema;
     shortname = "tp",
     category = "fairlead",
     namespaced,
-    doc = "How the traffic of global routes is spread over members. Attached to a Gateway, a route, a rule of a route or a ServiceImport of the same namespace; the most specific attachment wins.",
+    doc = "How the traffic of global routes is spread over members. Attached to a Gateway, a ListenerSet, a listener of either, a route, a rule of a route or a ServiceImport of the same namespace; the most specific attachment wins.",
     label("gateway.networking.k8s.io/policy", "Inherited"),
     status = "TrafficPolicyStatus",
     derive = "PartialEq",
@@ -78,23 +78,24 @@ pub struct TrafficPolicySpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(self.group == 'gateway.networking.k8s.io' && self.kind in ['Gateway', 'HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute', 'UDPRoute']) || (self.group == 'multicluster.x-k8s.io' && self.kind == 'ServiceImport')")
-        .message("a TrafficPolicy can target a Gateway, HTTPRoute, GRPCRoute, TLSRoute, TCPRoute or UDPRoute (gateway.networking.k8s.io) or a ServiceImport (multicluster.x-k8s.io)"),
-    validation = Rule::new("!has(self.sectionName) || self.kind.endsWith('Route')")
-        .message("sectionName names a rule of a route; only routes take one")
+    validation = Rule::new("(self.group == 'gateway.networking.k8s.io' && self.kind in ['Gateway', 'ListenerSet', 'HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute', 'UDPRoute']) || (self.group == 'multicluster.x-k8s.io' && self.kind == 'ServiceImport')")
+        .message("a TrafficPolicy can target a Gateway, ListenerSet, HTTPRoute, GRPCRoute, TLSRoute, TCPRoute or UDPRoute (gateway.networking.k8s.io) or a ServiceImport (multicluster.x-k8s.io)"),
+    validation = Rule::new("!has(self.sectionName) || self.kind != 'ServiceImport'")
+        .message("sectionName names a rule of a route or a listener; a ServiceImport has neither")
         .field_path(".sectionName")
 )]
 pub struct TargetRef {
     /// API group of the target.
     #[schemars(length(max = 253), regex(pattern = schema::GROUP))]
     pub group: String,
-    /// Kind of the target: Gateway, HTTPRoute, GRPCRoute, TLSRoute, TCPRoute, UDPRoute or ServiceImport.
+    /// Kind of the target: Gateway, ListenerSet, HTTPRoute, GRPCRoute, TLSRoute, TCPRoute, UDPRoute or ServiceImport.
     #[schemars(length(min = 1, max = 63), regex(pattern = schema::KIND))]
     pub kind: String,
     /// Name of the target.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Name of one rule of a route. Without it: all of the target.
+    /// Name of one rule of a route, or of one listener of a Gateway or ListenerSet. Without it: all of the
+    /// target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = schema::SUBDOMAIN))]
     pub section_name: Option<String>,

@@ -120,6 +120,9 @@ fn target_is_a_kind_that_policies_act_on() {
         CART,
         "{group: gateway.networking.k8s.io, kind: Gateway, name: public}",
         "{group: gateway.networking.k8s.io, kind: GRPCRoute, name: cart, sectionName: checkout}",
+        "{group: gateway.networking.k8s.io, kind: Gateway, name: public, sectionName: https}",
+        "{group: gateway.networking.k8s.io, kind: ListenerSet, name: team}",
+        "{group: gateway.networking.k8s.io, kind: ListenerSet, name: team, sectionName: https}",
         "{group: multicluster.x-k8s.io, kind: ServiceImport, name: cart}",
     ] {
         assert_eq!(policy(&format!("{{targetRefs: [{good}]}}")), [""; 0]);
@@ -134,13 +137,9 @@ fn target_is_a_kind_that_policies_act_on() {
 }
 
 #[test]
-fn only_a_route_has_sections() {
-    for bad in [
-        "{group: gateway.networking.k8s.io, kind: Gateway, name: public, sectionName: https}",
-        "{group: multicluster.x-k8s.io, kind: ServiceImport, name: cart, sectionName: http}",
-    ] {
-        assert_refused(&policy(&format!("{{targetRefs: [{bad}]}}")), "only routes take one");
-    }
+fn a_service_has_no_sections() {
+    let bad = "{group: multicluster.x-k8s.io, kind: ServiceImport, name: cart, sectionName: http}";
+    assert_refused(&policy(&format!("{{targetRefs: [{bad}]}}")), "has neither");
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub mod bundle;
 pub mod dns;
 pub mod follower;
 pub mod health;
+pub mod history;
 pub mod id;
 pub mod ledger;
 pub mod number;

@@ -98,6 +98,15 @@ reasons! {
     Recovering,
     /// The member was out and its traffic waits until a person gives it back.
     AwaitingFailback,
+    // --- earlier decisions
+    /// The route is pinned to an earlier revision, until a person releases it.
+    Pinned,
+    /// No such revision of the route is in the history.
+    RevisionUnknown,
+    /// A change of the route is tried at one member first.
+    RollingOut,
+    /// A change of the route failed at the member that tried it; it goes no further.
+    RolloutStopped,
     // --- routes and gateways
     /// The backend does not exist; its share fails, as the spec says.
     BackendNotFound,
@@ -123,6 +132,8 @@ reasons! {
     NoGateway,
     /// The member's Gateway is not programmed.
     GatewayNotProgrammed,
+    /// A listener of the member's Gateway is not programmed.
+    ListenerNotProgrammed,
     /// The member's Gateway has no listener of that name.
     ListenerMissing,
     /// The namespace does not exist in the member.

@@ -124,6 +124,8 @@ pub struct ListenerState {
     pub hostname: Option<String>,
     /// Programmed for the current generation; none = not said.
     pub programmed: Option<bool>,
+    /// Why not; empty when it is, or nobody says.
+    pub message: String,
 }
 
 /// An address of a Gateway.

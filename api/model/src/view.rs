@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::health::{MemberState, PeerReach};
+use crate::history::HistorySize;
 use crate::recipe::Split;
 use crate::session::{Exception, OverlayReport};
 use crate::snapshot::EndpointCounts;
@@ -32,6 +33,9 @@ pub struct StatusView {
     pub routes: usize,
     /// What was dropped or refused in the hub's own objects.
     pub notes: Vec<Note>,
+    /// How much of what was decided before is kept.
+    #[serde(default)]
+    pub history: Option<HistorySize>,
 }
 
 /// A member, `GET /api/v1/members`.
@@ -87,6 +91,9 @@ pub struct GatewayView {
     pub addresses: Vec<String>,
     /// Programmed; none = not said.
     pub programmed: Option<bool>,
+    /// Listeners that are not, and why.
+    #[serde(default)]
+    pub failing: BTreeMap<String, String>,
     /// Why not.
     pub reason: Option<Reason>,
     /// Details.
@@ -117,6 +124,9 @@ pub struct RouteView {
     pub gateways: Vec<NsName>,
     /// What each entry does with it.
     pub entries: BTreeMap<MemberId, EntryView>,
+    /// The revision that it is pinned to.
+    #[serde(default)]
+    pub pinned: Option<u64>,
     /// What was left out.
     pub notes: Vec<Note>,
 }
@@ -141,6 +151,9 @@ pub struct Explanation {
     pub entries: BTreeMap<MemberId, EntryExplanation>,
     /// Members that are no entry, and other things left out.
     pub notes: Vec<Note>,
+    /// What was asked for besides what is written: that the route be as it was.
+    #[serde(default)]
+    pub asked: Vec<Note>,
 }
 
 /// One entry's rules.

@@ -141,6 +141,7 @@ fn gateway_to_pb(name: &NsName, gateway: &GatewayState) -> pb::Gateway {
         protocol: l.protocol.clone(),
         hostname: l.hostname.clone(),
         programmed: l.programmed,
+        message: l.message.clone(),
     };
     pb::Gateway {
         namespace: name.namespace.to_string(),
@@ -185,6 +186,7 @@ fn listener_from_pb(listener: pb::Listener) -> Result<(String, ListenerState), S
         protocol: listener.protocol,
         hostname: listener.hostname,
         programmed: listener.programmed,
+        message: listener.message,
     };
     Ok((listener.name, state))
 }

@@ -46,6 +46,7 @@ fn mk_snapshot() -> Snapshot {
         protocol: "HTTPS".into(),
         hostname: Some("*.example.com".into()),
         programmed: Some(true),
+        message: "m".to_owned(),
     };
     let gateway = |role| GatewayState {
         class: "eg".into(),

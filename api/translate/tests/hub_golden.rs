@@ -3,8 +3,10 @@
 
 mod golden;
 
+use std::collections::BTreeMap;
+
 use fairlead_model::policy::{Backend, BackendTarget, Spread};
-use fairlead_model::{NsName, RouteKey};
+use fairlead_model::{MemberId, NsName, Reason, RouteKey};
 use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
 use fairlead_translate::status::{
     GatewayFacts, MemberSummary, dns_policy_status, gateway_class_status, gateway_status,
@@ -20,10 +22,12 @@ const COMMON: &str = "
 - apiVersion: gateway.networking.k8s.io/v1
   kind: Gateway
   metadata: {name: public, namespace: infra, generation: 1, creationTimestamp: 2025-01-01T00:00:00Z}
-  spec: {gatewayClassName: fairlead, listeners: [{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]}
+  spec: {gatewayClassName: fairlead, allowedListeners: {namespaces: {from: All}}, listeners: [{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]}
 ";
 
-/// Objects of a golden; `common: false` leaves the shared ones out, `served_by: 0` all members.
+/// Objects of a golden; `common: false` leaves the shared ones out, `served_by: 0` all members;
+/// `differing` are members that do not hold an object as asked, `found` is what the inventory says against
+/// the references of routes; `failing` are listeners that members do not serve; `show: spread` shows all of what a policy asks for.
 fn objects(input: &Value) -> (HubObjects, Map<String, Value>) {
     let mut objects = HubObjects::default();
     let mut statuses = Map::new();
@@ -52,7 +56,11 @@ fn backend(backend: &Backend) -> String {
     format!("{} {target}", backend.weight)
 }
 
-fn route(ingested: &Ingested, key: &RouteKey) -> Value {
+fn reason(text: &Value) -> Reason {
+    serde_json::from_value(text.clone()).unwrap()
+}
+
+fn route(ingested: &Ingested, key: &RouteKey, input: &Value) -> Value {
     let Some(route) = ingested.policy.routes.get(key) else { return "no global route".into() };
     let parents: Vec<String> = route
         .parents
@@ -73,7 +81,9 @@ fn route(ingested: &Ingested, key: &RouteKey) -> Value {
             let from = rule.spread.from.as_ref().map(ToString::to_string);
             let mut shown =
                 json!({"backends": rule.backends.iter().map(backend).collect::<Vec<_>>()});
-            if rule.spread != Spread::default() {
+            if input["show"] == "spread" {
+                shown["spread"] = serde_json::to_value(&rule.spread).unwrap();
+            } else if rule.spread != Spread::default() {
                 shown["policy"] = from.into();
                 shown["healthy_percent"] = rule.spread.healthy_percent.into();
             }
@@ -122,11 +132,24 @@ fn ingested(input: &Value) -> Value {
     };
     // Two members serve everything unless a golden says otherwise.
     let as_asked = input["served_by"].as_u64().map_or(2, |count| count.try_into().unwrap());
-    let members = MemberSummary { as_asked, ..MemberSummary::default() };
+    let differing = input["differing"].as_object().into_iter().flatten().map(|(member, why)| {
+        let message = why[1].as_str().unwrap().to_owned();
+        (MemberId::new(member).unwrap(), (reason(&why[0]), message))
+    });
+    let members = MemberSummary { as_asked, differing: differing.collect(), under_way: false };
+    let against = input["found"]
+        .as_array()
+        .map(|found| (reason(&found[0]), found[1].as_str().unwrap().to_owned()));
+    let failing: BTreeMap<String, BTreeMap<MemberId, String>> = input
+        .get("failing")
+        .map(|failing| serde_json::from_value(failing.clone()).unwrap())
+        .unwrap_or_default();
     let address = fairlead_model::snapshot::Address::of("192.0.2.7");
     let facts = GatewayFacts {
         addresses: if as_asked > 0 { [address].into() } else { [].into() },
         members: members.clone(),
+        in_part: u32::try_from(failing.len()).unwrap(),
+        failing: failing.clone(),
     };
     let mut out = json!({"notes": found.notes.iter().map(ToString::to_string).collect::<Vec<_>>()});
     if input["common"] == false {
@@ -148,10 +171,10 @@ fn ingested(input: &Value) -> Value {
         }
     }
     for (key, verdict) in &found.routes {
-        let written =
-            route_status(&status(key.kind.as_str(), &key.name), verdict, &members, None, NOW);
+        let there = status(key.kind.as_str(), &key.name);
+        let written = route_status(&there, verdict, &members, against.as_ref(), NOW);
         out["routes"][key.to_string()] =
-            json!({"model": route(&found, key), "status": brief(&written)});
+            json!({"model": route(&found, key, input), "status": brief(&written)});
     }
     for (name, verdict) in &found.policies {
         let written = traffic_policy_status(&status("TrafficPolicy", name), verdict, NOW);

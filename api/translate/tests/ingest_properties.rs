@@ -100,6 +100,7 @@ fn hub() -> impl Strategy<Value = HubObjects> {
                 dns_policies: [(key("infra/names"), dns)].into(),
                 namespaces: BTreeMap::new(),
                 service_imports: BTreeMap::new(),
+                pins: BTreeMap::new(),
             }
         })
 }

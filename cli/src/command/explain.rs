@@ -38,12 +38,12 @@ pub(crate) struct ExplainArgs {
 
 /// Prints the tree.
 pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<(), Failure> {
-    let wanted = Wanted::parse(&args.route, args.route_namespace.as_deref())?;
+    let wanted = Wanted::parse(&args.route, args.route_namespace.as_deref(), "explain")?;
     let cluster = Cluster::open(connection).await?;
     let hub = HubApi::new(&cluster, &connection.namespace);
     let route = match wanted {
         Wanted::Key(key) => key,
-        Wanted::AnyKind(name) => choose(&name, &hub.routes().await?)?,
+        Wanted::AnyKind(name) => choose(&name, &hub.routes().await?, "explain")?,
     };
     let explanation = hub.explain(&route, args.from.as_ref()).await?;
     // Figures come on top of the answer; a hub that has none is no reason not to answer.
@@ -57,7 +57,7 @@ pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<(
 
 /// What the user named.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Wanted {
+pub(crate) enum Wanted {
     /// With its kind.
     Key(RouteKey),
     /// Without one.
@@ -65,7 +65,8 @@ enum Wanted {
 }
 
 impl Wanted {
-    fn parse(text: &str, namespace: Option<&str>) -> Result<Self, Failure> {
+    /// Reads a name; `verb` is what cannot be done with one that makes no sense.
+    pub(crate) fn parse(text: &str, namespace: Option<&str>, verb: &str) -> Result<Self, Failure> {
         let parts: Vec<&str> = text.split('/').collect();
         let wanted = match (parts.as_slice(), namespace) {
             ([kind, namespace, name], None) => {
@@ -83,7 +84,7 @@ impl Wanted {
             _ => None,
         };
         wanted.ok_or_else(|| {
-            let what = format!("cannot explain {:?}", fairlead_model::id::printable(text));
+            let what = format!("cannot {verb} {:?}", fairlead_model::id::printable(text));
             Failure::usage(
                 what,
                 "a route is [KIND/]NAMESPACE/NAME, or [KIND/]NAME with -n NAMESPACE",
@@ -94,10 +95,10 @@ impl Wanted {
 }
 
 /// The one route of that name, whatever its kind.
-fn choose(name: &NsName, routes: &[RouteView]) -> Result<RouteKey, Failure> {
+pub(crate) fn choose(name: &NsName, routes: &[RouteView], verb: &str) -> Result<RouteKey, Failure> {
     let found: Vec<&RouteKey> =
         routes.iter().map(|route| &route.route).filter(|key| key.name == *name).collect();
-    let what = format!("cannot explain {name}");
+    let what = format!("cannot {verb} {name}");
     match found.as_slice() {
         [one] => Ok((*one).clone()),
         [] => Err(Failure::failed(what, "the hub has no global route of that name").next(
@@ -112,6 +113,9 @@ fn choose(name: &NsName, routes: &[RouteView]) -> Result<RouteKey, Failure> {
 /// The explanation as an indented tree.
 pub(crate) fn tree(explanation: &Explanation, flows: &[FlowView]) -> String {
     let mut lines = vec![explanation.route.to_string()];
+    lines.extend(
+        explanation.asked.iter().map(|note| format!("  {}: {}", note.reason, note.message)),
+    );
     if explanation.entries.is_empty() {
         lines.push("  no member serves this route".into());
     }
@@ -218,13 +222,16 @@ mod tests {
     fn a_route_is_named_with_or_without_kind_and_namespace() {
         let key = |text: &str| Wanted::Key(text.parse().unwrap());
         let any = || Wanted::AnyKind(NsName::new("shop", "cart"));
-        assert_eq!(Wanted::parse("HTTPRoute/shop/cart", None).unwrap(), key("HTTPRoute/shop/cart"));
         assert_eq!(
-            Wanted::parse("grpcroute/cart", Some("shop")).unwrap(),
+            Wanted::parse("HTTPRoute/shop/cart", None, "explain").unwrap(),
+            key("HTTPRoute/shop/cart")
+        );
+        assert_eq!(
+            Wanted::parse("grpcroute/cart", Some("shop"), "explain").unwrap(),
             key("GRPCRoute/shop/cart")
         );
-        assert_eq!(Wanted::parse("shop/cart", None).unwrap(), any());
-        assert_eq!(Wanted::parse("cart", Some("shop")).unwrap(), any());
+        assert_eq!(Wanted::parse("shop/cart", None, "explain").unwrap(), any());
+        assert_eq!(Wanted::parse("cart", Some("shop"), "explain").unwrap(), any());
         for (bad, namespace) in [
             ("cart", None),
             ("", None),
@@ -233,7 +240,7 @@ mod tests {
             ("a/b/c/d", None),
             ("/", None),
         ] {
-            assert!(Wanted::parse(bad, namespace).is_err(), "{bad}");
+            assert!(Wanted::parse(bad, namespace, "explain").is_err(), "{bad}");
         }
     }
 
@@ -241,10 +248,12 @@ mod tests {
     fn a_name_of_two_kinds_asks_for_the_kind() {
         let name = NsName::new("shop", "cart");
         let routes = [mk_route("HTTPRoute/shop/cart"), mk_route("GRPCRoute/shop/cart")];
-        assert_eq!(choose(&name, &routes[..1]).unwrap(), routes[0].route);
-        let failure = choose(&name, &routes).unwrap_err();
+        assert_eq!(choose(&name, &routes[..1], "explain").unwrap(), routes[0].route);
+        let failure = choose(&name, &routes, "explain").unwrap_err();
         assert!(failure.for_people().contains("HTTPRoute/shop/cart,GRPCRoute/shop/cart"));
-        assert!(choose(&name, &[]).unwrap_err().for_people().contains("fairlead get routes"));
+        assert!(
+            choose(&name, &[], "explain").unwrap_err().for_people().contains("fairlead get routes")
+        );
     }
 
     #[test]

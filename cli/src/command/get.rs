@@ -205,10 +205,12 @@ fn routes_table(routes: &[RouteView]) -> String {
             list(&r.gateways),
             format!("{accepted}/{}", r.entries.len()),
             list(differs),
+            or_dash(&r.pinned.map(|number| number.to_string()).unwrap_or_default()),
             r.notes.len().to_string(),
         ]
     });
-    let header = ["KIND", "ROUTE", "HOSTNAMES", "GATEWAYS", "ACCEPTED", "DIFFERS", "NOTES"];
+    let header =
+        ["KIND", "ROUTE", "HOSTNAMES", "GATEWAYS", "ACCEPTED", "DIFFERS", "PINNED", "NOTES"];
     columns(&header, rows.collect())
 }
 

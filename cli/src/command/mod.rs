@@ -4,16 +4,19 @@
 
 pub(crate) mod backup;
 pub(crate) mod completion;
+pub(crate) mod diff;
 pub(crate) mod drain;
 pub(crate) mod explain;
 pub(crate) mod failback;
 pub(crate) mod get;
+pub(crate) mod history;
 pub(crate) mod init;
 pub(crate) mod join;
 pub(crate) mod leave;
 pub(crate) mod migrate;
 pub(crate) mod plan;
 pub(crate) mod restore;
+pub(crate) mod rollback;
 pub(crate) mod rotate;
 pub(crate) mod status;
 pub(crate) mod token;
@@ -35,6 +38,9 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(connection, &args).await,
         Command::Get(args) => get::run(connection, &args).await,
         Command::Explain(args) => explain::run(connection, &args).await,
+        Command::History(args) => history::run(connection, &args).await,
+        Command::Diff(args) => diff::run(connection, &args).await,
+        Command::Rollback(args) => rollback::run(connection, &args).await,
         Command::Failback(args) => failback::run(connection, &args).await,
         Command::Drain(args) => drain::run(connection, &args).await,
         Command::Undrain(args) => drain::run_undrain(connection, &args).await,

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use fairlead_model::health::MemberState;
+use fairlead_model::history::HistorySize;
 use fairlead_model::view::{MemberView, StatusView};
 use fairlead_model::{Note, Reason};
 
@@ -74,10 +75,24 @@ fn summary(status: &StatusView) -> String {
         format!("Members   {}", members_line(&status.members)),
         format!("Gateways  {} global", status.gateways),
         format!("Routes    {} global", status.routes),
-        String::new(),
     ];
+    lines.extend(status.history.as_ref().map(history_line));
+    lines.push(String::new());
     lines.extend(problem_lines(&problems(status)));
     lines.join("\n")
+}
+
+fn history_line(size: &HistorySize) -> String {
+    let kib = |bytes: usize| bytes.div_ceil(1 << 10);
+    format!(
+        "History   revision {}, {} of at most {} kept since {}, {} of {} KiB",
+        size.newest,
+        count(size.entries, "change"),
+        size.entries_max,
+        size.oldest,
+        kib(size.bytes),
+        kib(size.bytes_max)
+    )
 }
 
 fn members_line(members: &[MemberView]) -> String {
@@ -287,6 +302,21 @@ mod tests {
              \n\
              All is well."
         );
+    }
+
+    #[test]
+    fn the_size_of_the_history_is_a_line() {
+        let mut status = mk_status(&[]);
+        status.history = Some(HistorySize {
+            newest: 42,
+            oldest: 7,
+            entries: 1,
+            entries_max: 100,
+            bytes: 1_025,
+            bytes_max: 4_096,
+        });
+        let line = "History   revision 42, 1 change of at most 100 kept since 7, 2 of 4 KiB";
+        assert!(summary(&status).contains(line), "{}", summary(&status));
     }
 
     #[test]

@@ -212,7 +212,7 @@ impl Fleet<'_> {
     /// A connection to the agents' port, with any certificate or none.
     pub async fn channel(&self, leaf: Option<&Leaf>) -> Result<Channel> {
         let info = ObjectKey::new("v1", "ConfigMap", keys::NAMESPACE, keys::CONFIG_MAP_HUB);
-        let info = self.world().hub().objects().get(&info).await?.context("no hub info")?;
+        let info = self.hub().objects().get(&info).await?.context("no hub info")?;
         let ca = info["data"]["ca.crt"].as_str().context("the hub's info has no ca.crt")?;
         let mut tls =
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(HUB_NAME);

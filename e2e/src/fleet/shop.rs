@@ -87,12 +87,12 @@ impl Fleet<'_> {
             anyhow::Ok(())
         }))
         .await?;
-        self.world().hub().objects().apply_yaml(HUB_YAML).await
+        self.hub().objects().apply_yaml(HUB_YAML).await
     }
 
     /// Makes every member answer cart requests of every entry.
     pub async fn spread_cart(&self) -> Result<()> {
-        self.world().hub().objects().apply_yaml(SPREAD_YAML).await
+        self.hub().objects().apply_yaml(SPREAD_YAML).await
     }
 
     /// Starts one exported service of the shop in a member.

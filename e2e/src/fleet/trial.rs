@@ -190,7 +190,7 @@ impl Fleet<'_> {
     pub async fn set_failback(&self, Failback { after_s, ramp_s }: Failback) -> Result<()> {
         let (after, ramp) = (after_s.to_string(), ramp_s.to_string());
         let yaml = fill(YAML, &[("AFTER", &after), ("RAMP", &ramp)])?;
-        self.world().hub().objects().apply_yaml(&yaml).await
+        self.hub().objects().apply_yaml(&yaml).await
     }
 
     /// Waits until every entry leads to every member.

@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use fairlead_crds::keys;
-use fairlead_model::view::StatusView;
 use serde_json::{Value, json};
 
 use super::spine::{clean_up, dump_members};
@@ -17,6 +16,7 @@ use crate::{
     fleet::{
         Fleet, SETTLE_LIMIT,
         dump::Dump,
+        plans_held,
         trial::{Failback, PATH, VICTIM, pass, strict},
     },
     load::Running,
@@ -72,7 +72,7 @@ struct Before {
 impl Before {
     async fn take(fleet: &Fleet<'_>) -> Result<Self> {
         fleet.wait_settled().await?;
-        let plans = plans_of(&fleet.status().await?);
+        let plans = plans_held(&fleet.status().await?);
         let members = dump_members(fleet.world()).await?;
         Ok(Self { members, plans, load: fleet.start_left(PATH).await? })
     }
@@ -81,18 +81,6 @@ impl Before {
 /// What plans name. The agent's own note of how it stands with its hub is no object of a plan.
 fn planned(dump: &Dump) -> Dump {
     dump.ours_but_pods().only(|key, _| !key.ends_with(keys::CONFIG_MAP_AGENT_STATE))
-}
-
-/// The plans that members hold, by (epoch, counter).
-fn plans_of(status: &StatusView) -> BTreeMap<String, (u64, u64)> {
-    let number = |text: &str| {
-        let (epoch, counter) = text.split_once('.')?;
-        Some((epoch.parse().ok()?, counter.parse().ok()?))
-    };
-    let members = status.members.iter();
-    members
-        .filter_map(|view| Some((view.member.to_string(), number(view.plan_applied.as_deref()?)?)))
-        .collect()
 }
 
 impl Stage<'_> {
@@ -148,7 +136,7 @@ impl Stage<'_> {
         let back = start.elapsed();
         pass(&before.load, AFTERWARDS).await?;
         let report = strict(&before.load.stop().await);
-        let plans = plans_of(&fleet.status().await?);
+        let plans = plans_held(&fleet.status().await?);
         let risen = before.plans.iter().all(|(name, plan)| plans.get(name) > Some(plan));
         let mut written = Vec::new();
         let mut objects = 0;
@@ -177,7 +165,7 @@ impl Stage<'_> {
     /// Waits until the new hub has every member's word, and each its plan.
     async fn wait_back(&self, before: &Before) -> Result<()> {
         wait::until("all members to hold a plan of the new hub", SETTLE_LIMIT, || async {
-            let plans = plans_of(&self.fleet.status().await?);
+            let plans = plans_held(&self.fleet.status().await?);
             let newer = |(name, plan): (&String, &(u64, u64))| plans.get(name) > Some(plan);
             Ok(match before.plans.iter().all(newer) {
                 true => Look::Done(()),

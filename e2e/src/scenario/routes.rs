@@ -8,10 +8,11 @@
 //! ```
 //!
 //! Letters: m matches, f filters and timeouts, s streams and sessions, g gRPC, c connections and datagrams,
-//! t what is told.
+//! k certificates of each member's own, t what is told.
 //! Leaves the world as it was.
 
 mod case;
+mod certificate;
 mod connection;
 mod copies;
 mod grpc;
@@ -79,6 +80,8 @@ struct Stage<'w> {
     plain: SocketAddr,
     /// Who signed the certificates of listeners and backends.
     ca_pem: String,
+    /// Who signs those that each member has of its own.
+    authorities: certificate::Authorities,
 }
 
 impl Stage<'_> {
@@ -117,12 +120,13 @@ async fn tell(world: &World, facts: &mut Facts) -> Result<()> {
     let fleet = Fleet::new(world)?;
     fleet.init().await?;
     fleet.join_all().await?;
-    let ca_pem = set_up(&fleet).await.context("setting up the routes")?;
+    let (ca_pem, authorities) = set_up(&fleet).await.context("setting up the routes")?;
     let stage = Stage {
         entry: entry(world.member(ENTRY)?).await?,
         plain: entry(world.member(TARGET)?).await?,
         fleet,
         ca_pem,
+        authorities,
     };
     let cases = http::cases();
     for case in &cases {
@@ -132,6 +136,7 @@ async fn tell(world: &World, facts: &mut Facts) -> Result<()> {
     stream::declare(&stage).await?;
     copies::declare(&stage).await?;
     connection::declare(&stage).await?;
+    certificate::declare(&stage).await?;
     stage.fleet.wait_settled().await?;
     wait_live(&stage).await?;
     for case in &cases {
@@ -140,13 +145,14 @@ async fn tell(world: &World, facts: &mut Facts) -> Result<()> {
     stream::play(&stage, facts).await;
     grpc::play(&stage, facts).await;
     copies::play(&stage, facts).await;
+    certificate::play(&stage, facts).await;
     connection::play(&stage, facts).await;
     told::play(&stage, facts).await;
     surprise::play(&stage, facts).await;
     Ok(())
 }
 
-async fn set_up(fleet: &Fleet<'_>) -> Result<String> {
+async fn set_up(fleet: &Fleet<'_>) -> Result<(String, certificate::Authorities)> {
     let world = fleet.world();
     for cluster in world.clusters() {
         for namespace in [NAMESPACE, GATEWAY_NAMESPACE] {
@@ -162,10 +168,13 @@ async fn set_up(fleet: &Fleet<'_>) -> Result<String> {
     let target = world.member(TARGET)?.objects();
     target.apply(&object::namespace(PLAIN_NAMESPACE)).await?;
     let ca_pem = connection::set_up(world).await.context("setting up connections")?;
+    let authorities = certificate::set_up(world).await.context("setting up certificates")?;
     target.apply(&gateway(PLAIN_NAMESPACE, CLASS, Side::Plain)).await?;
     let class = fairlead_crds::keys::GATEWAY_CLASS;
-    world.hub().objects().apply(&gateway(GATEWAY_NAMESPACE, class, Side::Fleet)).await?;
-    Ok(ca_pem)
+    let mut global = gateway(GATEWAY_NAMESPACE, class, Side::Fleet);
+    certificate::complete(&mut global)?;
+    world.hub().objects().apply(&global).await?;
+    Ok((ca_pem, authorities))
 }
 
 async fn export(world: &World, name: &str) -> Result<()> {

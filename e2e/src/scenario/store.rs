@@ -5,6 +5,7 @@
 //! needed.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,13 +15,14 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use fairlead_hub::store::{
-    Batch, Store,
+    Batch, Claim, EtcdOptions, EtcdStore, Store,
     contract::{self, Needs},
 };
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use crate::{
+    disk::SmallDisk,
     etcd::{Etcd, Place},
     report::{Facts, Finding, figures, milliseconds},
     storage::{self, StoreArgs},
@@ -34,8 +36,10 @@ const SEED: u64 = 8;
 /// Times that etcd's nodes are killed under a writer.
 const NODE_KILLS: usize = 12;
 /// A small etcd: full after some megabytes.
-const QUOTA_BYTES: u64 = 8 << 20;
+const QUOTA_BYTES: u64 = 16 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
+/// As the hubs' own.
+const CLAIM_TTL: Duration = fairlead_hub::office::TTL;
 
 type Shared = Arc<dyn Store>;
 
@@ -49,6 +53,9 @@ pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     facts.look("a1", "the embedded store keeps the contract", keeps(&embedded)).await;
     facts.look("a2", "an etcd of three nodes keeps it", keeps(&three)).await;
 
+    let name = "an etcd that asks for certificates and a password keeps it, also after it forgot who we are";
+    facts.look("a3", name, guarded(program, &folder.path().join("guarded"))).await;
+
     let store = open(&three).await?;
     facts
         .look("b1", "one node is killed and comes back, again and again", nodes(&etcd, &store))
@@ -57,8 +64,14 @@ pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     facts.look("b3", "revisions are compacted under long lists", compaction(&etcd, &store)).await;
     let name = "no majority: calls fail in bounded time, and work again by themselves";
     facts.look("b4", name, no_majority(&etcd, &store)).await;
+    let name = "a claim stays with its holder while nodes die, the leader moves, and revisions are \
+                compacted under the watch of who waits for it";
+    facts.look("b5", name, claimed(&etcd, &three)).await;
     let name = "etcd is full: writes say so, reads go on, writes work again by themselves";
     facts.look("c1", name, no_room(world, folder.path())).await;
+
+    let name = "the disk under the embedded store is full: the same";
+    facts.look("c2", name, full_disk(folder.path())).await;
 
     let name =
         "writers of the embedded store are killed: nothing told is lost, nothing is half there";
@@ -230,7 +243,65 @@ async fn no_majority(etcd: &Etcd, store: &Shared) -> Result<Finding> {
     ))
 }
 
-async fn no_room(world: &World, folder: &std::path::Path) -> Result<Finding> {
+/// One holds a claim and renews it, another waits for it, over a connection of its own.
+async fn claimed(etcd: &Etcd, args: &StoreArgs) -> Result<Finding> {
+    const NAME: &str = "claimed";
+    const COMPACTIONS: usize = 20;
+    let (store, other) = (open(args).await?, open(args).await?);
+    // A hold is of no use without its store.
+    let holder = store.clone();
+    let first = spawn_blocking(move || holder.claim(NAME, b"first", CLAIM_TTL, LIMIT)).await??;
+    let Claim::Held(mut hold) = first else { bail!("somebody holds a claim that nobody took") };
+    let waiter = other.clone();
+    let second = spawn_blocking(move || waiter.claim(NAME, b"second", CLAIM_TTL, 5 * LIMIT));
+    let stop = Stop(Arc::default());
+    let end = stop.0.clone();
+    let renewing = spawn_blocking(move || {
+        let (mut renewed, mut failed) = (0_u64, 0_u64);
+        while !end.load(Ordering::Relaxed) {
+            match hold.renew() {
+                Ok(true) => renewed += 1,
+                Ok(false) => bail!("it ran out after {renewed} renewals, {failed} failed"),
+                Err(_) => failed += 1,
+            }
+            std::thread::sleep(CLAIM_TTL / 8);
+        }
+        let start = Instant::now();
+        hold.release()?;
+        anyhow::Ok((renewed, failed, start))
+    });
+    for node in [0, 1, 2] {
+        etcd.kill(node).await;
+        etcd.wait_leader().await?;
+        etcd.revive(node).await?;
+        wait::until("the leader to move", LIMIT, || async {
+            etcd.move_leader().await?;
+            Ok(Look::Done(()))
+        })
+        .await?;
+    }
+    for _ in 0..COMPACTIONS {
+        etcd.compact().await?;
+    }
+    let early = second.is_finished();
+    stop.now();
+    let (renewed, failed, released) = renewing.await??;
+    let next = second.await??;
+    let followed = milliseconds(released.elapsed());
+    let follows = matches!(next, Claim::Held(_));
+    Ok(Finding::new(
+        follows && !early,
+        figures([
+            ("kills", json!(3)),
+            ("compactions", json!(COMPACTIONS)),
+            ("renewed", json!(renewed)),
+            ("renewals_failed", json!(failed)),
+            ("followed_after_ms", json!(followed)),
+        ]),
+    ))
+}
+
+async fn no_room(world: &World, folder: &Path) -> Result<Finding> {
     let etcd =
         Etcd::start(&world.tools().etcd, &folder.join("small"), &Place::Loopback, 1, QUOTA_BYTES)
             .await?;
@@ -263,6 +334,84 @@ async fn no_room(world: &World, folder: &std::path::Path) -> Result<Finding> {
             ("afterwards", json!(again.map_or_else(|e| format!("{e:#}"), |_| "works".into()))),
         ]),
     ))
+}
+
+/// The same, of a disk.
+async fn full_disk(folder: &Path) -> Result<Finding> {
+    const DISK_KIB: u64 = 64 * 1_024;
+    let folder = folder.join("full");
+    std::fs::create_dir_all(&folder).context("a folder for a small disk")?;
+    let disk = SmallDisk::mount(&folder, DISK_KIB)?;
+    let store = open(&StoreArgs::embedded(&folder)).await?;
+    let write = |key: &'static str, bytes: usize| {
+        let (store, put) = (store.clone(), vec![(key.to_owned(), vec![1; bytes])]);
+        spawn_blocking(move || store.commit(Batch { put, ..Batch::default() }))
+    };
+    write("full/before", 1_000).await??;
+    disk.fill()?;
+    let mut refused = None;
+    for _ in 0..200 {
+        if let Err(error) = write("full/a", 500_000).await? {
+            refused = Some(format!("{:#}", anyhow::Error::from(error)));
+            break;
+        }
+    }
+    let why = refused.context("a full disk is never full")?;
+    let look = store.clone();
+    let kept = spawn_blocking(move || look.get("full/before")).await??.is_some();
+    disk.make_room()?;
+    let again = store.clone();
+    let again = spawn_blocking(move || try_all(again.as_ref(), |_| true)).await?;
+    drop(store);
+    Ok(Finding::new(
+        kept && again.is_ok(),
+        figures([
+            ("why", json!(why)),
+            ("reads_go_on", json!(kept)),
+            ("afterwards", json!(again.map_or_else(|e| format!("{e:#}"), |_| "works".into()))),
+        ]),
+    ))
+}
+
+/// Who comes without a certificate or with a wrong password is told so; ours is let in, and again
+/// after a restart of etcd, which knows no token any more.
+async fn guarded(program: &Path, folder: &Path) -> Result<Finding> {
+    let (etcd, options) = Etcd::start_guarded(program, folder, storage::PREFIX).await?;
+    let wrong = folder.join("wrong-password");
+    std::fs::write(&wrong, "guess").context("writing a wrong password")?;
+    let strangers = [
+        EtcdOptions { cert_file: None, key_file: None, ..options.clone() },
+        EtcdOptions { password_file: Some(wrong), ..options.clone() },
+        EtcdOptions { prefix: "/another/".to_owned(), ..options.clone() },
+    ];
+    let mut refusals = Vec::new();
+    for stranger in strangers {
+        let tried = spawn_blocking(move || EtcdStore::open(&stranger)).await?;
+        refusals.push(match tried {
+            Ok(_) => bail!("a stranger was let in"),
+            Err(error) => {
+                let text = format!("{:#}", anyhow::Error::from(error));
+                text.chars().take(120).collect::<String>()
+            }
+        });
+    }
+    let store: Shared = Arc::new(spawn_blocking(move || EtcdStore::open(&options)).await??);
+    let first = store.clone();
+    let tried = spawn_blocking(move || try_all(first.as_ref(), |_| true)).await??;
+    etcd.kill(0).await;
+    etcd.revive(0).await?;
+    let again = store.clone();
+    wait::until("etcd to answer again", LIMIT, || async {
+        let store = again.clone();
+        Ok(match spawn_blocking(move || store.get("x")).await? {
+            Ok(_) => Look::Done(()),
+            Err(error) => Look::Not(format!("{:#}", anyhow::Error::from(error))),
+        })
+    })
+    .await?;
+    spawn_blocking(move || try_all(again.as_ref(), |_| true)).await??;
+    etcd.kill(0).await;
+    Ok(Finding::new(true, figures([("facts", json!(tried)), ("strangers", json!(refusals))])))
 }
 
 async fn killed(args: &StoreArgs) -> Result<Finding> {

@@ -14,6 +14,7 @@
 pub mod enroll;
 pub mod event;
 pub mod health;
+pub mod history;
 pub mod hold;
 pub mod intake;
 pub mod inventory;
@@ -23,3 +24,8 @@ pub mod push;
 pub mod rotation;
 pub mod session;
 pub mod visible;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+#[path = "../../planner/tests/fixture/mod.rs"]
+mod history_fixture;

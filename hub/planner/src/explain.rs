@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fairlead_model::health::MemberState;
 use fairlead_model::plan::{EntryDecision, RouteDecision, RulePlan};
-use fairlead_model::policy::{BackendTarget, Rule, TrafficState};
+use fairlead_model::policy::{BackendTarget, GlobalRoute, Rule, TrafficState};
 use fairlead_model::recipe::{Candidate, RecipeTier, Serve, Split, Standing};
 use fairlead_model::view::{
     BackendExplanation, EntryExplanation, Explanation, MemberShare, RuleExplanation,
@@ -30,7 +30,23 @@ pub fn explain(
     let entries = decision.entries.iter().filter(|(id, _)| asked(id)).map(entry).collect();
     let mut notes = decision.notes.clone();
     notes.extend(report.kept.map(|why| Note::new("route", why, why.sentence())));
-    Some(Explanation { route: route.clone(), entries, notes })
+    Some(Explanation { route: route.clone(), entries, notes, asked: Vec::new() })
+}
+
+/// `namespace/name:port` of a service that members export, else as the user wrote it.
+pub fn backend_name(route: &GlobalRoute, rule: usize, backend: usize) -> String {
+    if let Some(BackendTarget::Global { service, port }) =
+        route.rules.get(rule).and_then(|r| r.backends.get(backend)).map(|b| &b.target)
+    {
+        return format!("{service}:{port}");
+    }
+    let written = route.spec.pointer(&format!("/rules/{rule}/backendRefs/{backend}"));
+    let field = |name: &str| written?.get(name).map(Json::to_string);
+    let text = |name| field(name).map(|t| t.trim_matches('"').to_owned());
+    let (kind, name) = (text("kind"), text("name"));
+    let port = text("port").map(|port| format!(":{port}")).unwrap_or_default();
+    let name = name.unwrap_or_else(|| format!("backendRefs[{backend}]"));
+    format!("{} {name}{port}", kind.as_deref().unwrap_or("Service"))
 }
 
 struct Step<'a> {
@@ -57,7 +73,7 @@ impl Step<'_> {
             let shares = plan.slots.iter().zip(&plan.recipe.weights);
             let own = shares.filter(|(slot, _)| usize::from(slot.backend) == backend);
             BackendExplanation {
-                backend: self.backend_name(at, backend),
+                backend: backend_name(&self.decision.route, at, backend),
                 weight: recipe.weight,
                 share: own.map(|(_, weight)| *weight).sum(),
                 members: self.members(at, backend, plan),
@@ -67,22 +83,6 @@ impl Step<'_> {
             rule: u16::try_from(at).unwrap_or(u16::MAX),
             backends: plan.recipe.backends.iter().enumerate().map(backend).collect(),
         }
-    }
-
-    fn backend_name(&self, rule: usize, backend: usize) -> String {
-        let route = &self.decision.route;
-        if let Some(BackendTarget::Global { service, port }) =
-            route.rules.get(rule).and_then(|r| r.backends.get(backend)).map(|b| &b.target)
-        {
-            return format!("{service}:{port}");
-        }
-        let written = route.spec.pointer(&format!("/rules/{rule}/backendRefs/{backend}"));
-        let field = |name: &str| written?.get(name).map(Json::to_string);
-        let text = |name| field(name).map(|t| t.trim_matches('"').to_owned());
-        let (kind, name) = (text("kind"), text("name"));
-        let port = text("port").map(|port| format!(":{port}")).unwrap_or_default();
-        let name = name.unwrap_or_else(|| format!("backendRefs[{backend}]"));
-        format!("{} {name}{port}", kind.as_deref().unwrap_or("Service"))
     }
 
     fn members(&self, rule: usize, backend: usize, plan: &RulePlan) -> Vec<MemberShare> {

@@ -43,7 +43,7 @@ extern crate self as fairlead_planner;
 #[path = "../tests/fixture/mod.rs"]
 mod fixture;
 
-pub use explain::explain;
+pub use explain::{backend_name, explain};
 pub use failback::STEPS;
 pub use input::{FleetInput, Freeze, MemberInput, Planned, Settings};
 pub use memory::{Absence, Absences, CountMemory, DnsMemory, DoorMemory, InUse, Memory};

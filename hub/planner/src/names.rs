@@ -12,8 +12,9 @@ use fairlead_model::{Json, Note, NsName, Reason, RouteKey};
 /// Names that one policy publishes at most: each is part of every member's bundle.
 const NAMES_MAX: usize = 10_000;
 
-/// A name's routes and the global gateways that they are attached to.
-pub(crate) type Sources = BTreeSet<(RouteKey, NsName)>;
+/// A name's routes, the global gateways that they are attached to, and the listeners there.
+pub(crate) type Sources = BTreeSet<Source>;
+type Source = (RouteKey, NsName, String);
 
 /// Names by policy, and what was refused.
 #[derive(Default)]
@@ -32,7 +33,8 @@ pub(crate) fn gather(policy: &Policy) -> Names<'_> {
             for listener in listeners {
                 let Some(dns) = policy_of(policy, &parent.gateway, listener) else { continue };
                 for text in hostnames(route, listener) {
-                    let source = (route.key.clone(), parent.gateway.clone());
+                    let gateway = parent.gateway.clone();
+                    let source = (route.key.clone(), gateway, listener.name.clone());
                     names.add(policy, dns, &text, source);
                 }
             }
@@ -42,7 +44,7 @@ pub(crate) fn gather(policy: &Policy) -> Names<'_> {
 }
 
 impl<'a> Names<'a> {
-    fn add(&mut self, all: &Policy, policy: &'a DnsPolicy, text: &str, source: (RouteKey, NsName)) {
+    fn add(&mut self, all: &Policy, policy: &'a DnsPolicy, text: &str, source: Source) {
         let name = match check(all, policy, text) {
             Ok(name) => name,
             Err((reason, message)) => return self.refuse(policy, text, reason, &message),

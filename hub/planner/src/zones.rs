@@ -243,7 +243,8 @@ impl Step<'_> {
     ) -> (BTreeSet<Address>, Option<Reason>) {
         let mut all = BTreeSet::new();
         let mut unprogrammed = true;
-        for (route, gateway) in sources {
+        let mut listener_fails = false;
+        for (route, gateway, listener) in sources {
             let local = self.gateways.get(id).and_then(|local| local.get(gateway));
             let entry = self.decisions.get(route).and_then(|decision| decision.entries.get(id));
             let (Some(local), Some(entry)) = (local, entry) else { continue };
@@ -258,6 +259,9 @@ impl Step<'_> {
                 None => before().cloned().unwrap_or_default(),
             };
             unprogrammed &= live.is_none();
+            // A name is one for all ports: who asks for it may come by the one that does not answer.
+            let listener = live.and_then(|state| state.listeners.get(listener));
+            listener_fails |= listener.is_some_and(|state| state.programmed == Some(false));
             let usable = found.iter().filter(|address| is_usable(address)).cloned();
             all.extend(usable);
             remembered.entry(id.clone()).or_default().insert(local.name.clone(), found);
@@ -266,6 +270,7 @@ impl Step<'_> {
             (TrafficState::Draining, _) => Some(Reason::Drained),
             (_, MemberState::Down) => Some(Reason::Down),
             _ if unprogrammed => Some(Reason::GatewayNotProgrammed),
+            _ if listener_fails => Some(Reason::ListenerNotProgrammed),
             _ => None,
         };
         (all, out)

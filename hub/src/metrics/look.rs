@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
+use fairlead_model::history::HistorySize;
 use fairlead_model::plan::{RulePlan, SlotTarget};
 use fairlead_model::recipe::{Faults, Recipe, Serve, Standing, WEIGHT_SUM};
 use fairlead_model::{MemberId, Millis, Reason};
@@ -38,6 +39,8 @@ pub struct Figures {
     exceptions: BTreeMap<(MemberId, Reason), i64>,
     /// Members that an entry has taken out of its routes.
     out: BTreeMap<MemberId, usize>,
+    /// How much history is kept; filled in by whoever has it.
+    pub history: HistorySize,
 }
 
 /// Shares of a route's traffic, 0 to 1.
@@ -149,6 +152,22 @@ impl Figures {
         left_out.set(number(self.left_out));
         let help = "Global routes whose weights are not shown, because there are too many";
         registry.register("route_weights_left_out", help, left_out);
+        for (name, help, value) in [
+            ("history_entries", "Changes of routes' decisions that are kept", self.history.entries),
+            ("history_entries_limit", "Most changes that are kept", self.history.entries_max),
+        ] {
+            let gauge: Gauge = Gauge::default();
+            gauge.set(number(value));
+            registry.register(name, help, gauge);
+        }
+        for (name, help, value) in [
+            ("history_size", "Size of the kept changes in the store", self.history.bytes),
+            ("history_size_limit", "Most that they may take", self.history.bytes_max),
+        ] {
+            let gauge: Gauge = Gauge::default();
+            gauge.set(number(value));
+            registry.register_with_unit(name, help, Unit::Bytes, gauge);
+        }
         let pending = Family::<MemberLabel, Gauge<f64, AtomicU64>>::default();
         for (member, ms) in &self.pending_ms {
             let seconds = std::time::Duration::from_millis(*ms).as_secs_f64();
@@ -185,6 +204,7 @@ pub(super) fn filled() -> Figures {
         pending_ms: [(east.clone(), 1_500)].into(),
         exceptions: [((east.clone(), Reason::Forbidden), 2)].into(),
         out: [(east, 1)].into(),
+        history: HistorySize::default(),
     }
 }
 

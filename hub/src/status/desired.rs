@@ -370,17 +370,27 @@ fn snapshot_of(now: &MemberNow) -> Option<&Snapshot> {
 }
 
 fn gateway_facts(views: &[GatewayView]) -> GatewayFacts {
+    let addresses = |view: &GatewayView| {
+        let texts = view.addresses.iter();
+        texts.map(|text| fairlead_model::snapshot::Address::of(text)).collect::<Vec<_>>()
+    };
     let mut facts = GatewayFacts::default();
     for view in views {
+        for (listener, why) in &view.failing {
+            let failing = facts.failing.entry(listener.clone()).or_default();
+            failing.insert(view.member.clone(), why.clone());
+        }
         match (view.programmed, view.reason) {
             (Some(true), None) => {
                 facts.members.as_asked += 1;
-                let addresses = view.addresses.iter();
-                let addresses = addresses.map(|text| fairlead_model::snapshot::Address::of(text));
-                facts.addresses.extend(addresses);
+                facts.addresses.extend(addresses(view));
             }
-            (_, reason) => {
+            (programmed, reason) => {
                 let reason = reason.unwrap_or(Reason::GatewayNotProgrammed);
+                if (programmed, reason) == (Some(true), Reason::ListenerNotProgrammed) {
+                    facts.in_part += 1;
+                    facts.addresses.extend(addresses(view));
+                }
                 facts.members.differing.insert(view.member.clone(), (reason, view.message.clone()));
             }
         }

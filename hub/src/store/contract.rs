@@ -3,7 +3,11 @@
 //!
 //! A fact keeps to keys of its own, says what is wrong in words, and can be tried again on the same store.
 
-use super::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, Outcome, Store, StoreError, Value};
+use std::time::{Duration, Instant};
+
+use super::{
+    BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, Claim, Hold, Outcome, Store, StoreError, Value,
+};
 
 /// A fact.
 pub struct Fact {
@@ -44,7 +48,15 @@ pub const FACTS: &[Fact] = &[
     fact("the largest batch fits", the_largest_batch_fits),
     fact("a larger batch is refused", a_larger_batch_is_refused),
     fact("any writes can be split", any_writes_can_be_split),
+    exact("a claim has one holder", a_claim_has_one_holder),
+    exact("a claim stays as long as it is renewed", a_claim_stays_as_long_as_it_is_renewed),
+    exact("a claim that nobody renews runs out", a_claim_that_nobody_renews_runs_out),
 ];
+
+/// How long claims live here; etcd knows whole seconds and its least is two.
+const CLAIM_TTL: Duration = Duration::from_secs(2);
+/// Longer than any claim takes to end.
+const CLAIM_WAIT: Duration = Duration::from_secs(30);
 
 /// Keys of a list that takes several pages.
 const LONG: usize = 2_500;
@@ -234,6 +246,59 @@ fn any_writes_can_be_split(store: &dyn Store) -> Result<(), String> {
     let found = store.list("split/").map_err(told)?.len();
     clear(store, "split/")?;
     ensure(found == put.len(), || format!("{found} of {} keys", put.len()))
+}
+
+fn claim(store: &dyn Store, name: &str, bytes: &[u8], wait: Duration) -> Result<Claim, String> {
+    store.claim(name, bytes, CLAIM_TTL, wait).map_err(told)
+}
+
+fn held(claim: Claim) -> Result<Box<dyn Hold>, String> {
+    match claim {
+        Claim::Held(hold) => Ok(hold),
+        Claim::Other(bytes) => Err(format!("{bytes:?} holds it")),
+    }
+}
+
+fn a_claim_has_one_holder(store: &dyn Store) -> Result<(), String> {
+    let first = held(claim(store, "one", b"first", CLAIM_WAIT)?)?;
+    match claim(store, "one", b"second", Duration::ZERO)? {
+        Claim::Other(bytes) if bytes == b"first" => {}
+        Claim::Other(bytes) => return Err(format!("{bytes:?} is said to hold it")),
+        Claim::Held(_) => return Err("two hold it".to_owned()),
+    }
+    let other = held(claim(store, "another", b"", CLAIM_WAIT)?)?;
+    first.release().map_err(told)?;
+    held(claim(store, "one", b"second", Duration::ZERO)?)?.release().map_err(told)?;
+    other.release().map_err(told)
+}
+
+fn a_claim_stays_as_long_as_it_is_renewed(store: &dyn Store) -> Result<(), String> {
+    let mut first = held(claim(store, "kept", b"first", CLAIM_WAIT)?)?;
+    let second = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| claim(store, "kept", b"second", 2 * CLAIM_TTL));
+        while !waits.is_finished() {
+            ensure(first.renew().map_err(told)?, || "a renewed claim ran out".to_owned())?;
+            std::thread::sleep(CLAIM_TTL / 20);
+        }
+        waits.join().unwrap_or_else(|_| Err("who waited panicked".to_owned()))
+    })?;
+    ensure(matches!(second, Claim::Other(_)), || "two hold it".to_owned())?;
+    first.release().map_err(told)
+}
+
+fn a_claim_that_nobody_renews_runs_out(store: &dyn Store) -> Result<(), String> {
+    let mut first = held(claim(store, "left", b"first", CLAIM_WAIT)?)?;
+    let start = Instant::now();
+    let second = held(claim(store, "left", b"second", CLAIM_WAIT)?)?;
+    let took = start.elapsed();
+    // Both clocks started a moment after the claim was taken.
+    ensure(took + CLAIM_TTL / 10 >= CLAIM_TTL, || format!("it ran out after {took:?}"))?;
+    ensure(!first.renew().map_err(told)?, || "who lost it renews it".to_owned())?;
+    first.release().map_err(told)?;
+    match claim(store, "left", b"third", Duration::ZERO)? {
+        Claim::Other(_) => second.release().map_err(told),
+        Claim::Held(_) => Err("who lost it ended it for the next one".to_owned()),
+    }
 }
 
 #[cfg(test)]

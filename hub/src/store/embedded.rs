@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use redb::{
     Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _,
     TableDefinition,
 };
 
-use super::{Batch, Outcome, Store, StoreError, Value};
+use super::local_claim::LocalClaims;
+use super::{Batch, Claim, Outcome, Store, StoreError, Value};
 
 const VALUES: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("values");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -28,6 +30,7 @@ pub struct EmbeddedStore {
     /// None after a failure: a disk that was full or away may be well again, and redb takes nothing
     /// more before the file was opened anew.
     database: Mutex<Option<Database>>,
+    claims: LocalClaims,
 }
 
 fn read_error(source: impl Into<redb::Error>) -> StoreError {
@@ -51,7 +54,7 @@ impl EmbeddedStore {
         })?;
         let database = checked(&file, builder().create(&file))?;
         let database = Mutex::new(Some(database));
-        Ok(Self { file, database })
+        Ok(Self { file, database, claims: LocalClaims::default() })
     }
 
     /// Does something with the open file; after a failure it is opened anew with the next call.
@@ -122,6 +125,17 @@ impl Store for EmbeddedStore {
     fn commit(&self, batch: Batch) -> Result<Outcome, StoreError> {
         batch.check()?;
         self.on(|database| commit(database, &batch))
+    }
+
+    /// The file is open in one process, so whoever holds a name is in it too.
+    fn claim(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        ttl: Duration,
+        wait: Duration,
+    ) -> Result<Claim, StoreError> {
+        Ok(self.claims.claim(name, bytes, ttl, wait))
     }
 }
 

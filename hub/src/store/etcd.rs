@@ -18,16 +18,17 @@ use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, GetResponse,
     Identity, KvClient, TlsOptions, Txn, TxnOp,
 };
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
-use super::{Batch, Outcome, Store, StoreError, Value};
+use super::etcd_claim::Claims;
+use super::{Batch, Claim, Outcome, Store, StoreError, Value};
 
 /// How long a call is tried.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// One try of it: another endpoint may answer.
 const TRY_LIMIT: Duration = Duration::from_secs(2);
 /// Pause between tries.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Keys of one page of a list.
 const PAGE_KEYS: i64 = 1_000;
@@ -37,6 +38,8 @@ const LISTS_MAX: usize = 3;
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Under the prefix: the schema.
 const SCHEMA: &str = "schema";
+/// Under the prefix: claims.
+const CLAIMS: &str = "c/";
 /// Under the prefix: all keys of the contract.
 const VALUES: &str = "v/";
 /// The schema that this version writes.
@@ -66,6 +69,7 @@ pub struct EtcdStore {
     /// None while it is dropped.
     runtime: Mutex<Option<Runtime>>,
     client: KvClient,
+    claims: Claims,
     prefix: String,
     endpoints: String,
 }
@@ -89,11 +93,13 @@ impl EtcdStore {
             .build()
             .map_err(|error| failed(Box::new(error)))?;
         let urls = options.endpoints.clone();
-        let client = on(&runtime, async move { Client::connect(urls, Some(connect)).await });
-        let client = client.map_err(|error| failed(Box::new(error)))?.kv_client();
-        let client = client.max_decoding_message_size(ANSWER_BYTES_MAX);
-        let prefix = options.prefix.clone();
-        let store = Self { runtime: Mutex::new(Some(runtime)), client, prefix, endpoints };
+        let connecting = async move { Client::connect(urls, Some(connect)).await };
+        let client = on_handle(runtime.handle(), connecting);
+        let client = client.map_err(|error| failed(Box::new(error)))?;
+        let claims = Claims::new(runtime.handle().clone(), client.clone());
+        let client = client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
+        let (runtime, prefix) = (Mutex::new(Some(runtime)), options.prefix.clone());
+        let store = Self { runtime, client, claims, prefix, endpoints };
         store.check_schema()?;
         Ok(store)
     }
@@ -185,8 +191,8 @@ impl EtcdStore {
         }
     }
 
-    /// Tries until it works, fails for good, or took too long.
-    fn call<T, F>(&self, start: impl Fn(KvClient) -> F + Send + 'static) -> Result<T, Error>
+    /// [`patiently`], on the store's own thread.
+    fn call<T, F>(&self, start: impl Fn(KvClient) -> F + Send + Sync + 'static) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send,
@@ -194,25 +200,31 @@ impl EtcdStore {
         let client = self.client.clone();
         let held = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(runtime) = held.as_ref() else {
-            return Err(Error::InvalidArgs("the store is closed".to_owned()));
+            return Err(closed());
         };
         let handle = runtime.handle().clone();
         drop(held);
-        on_handle(&handle, async move {
-            let until = Instant::now() + CALL_LIMIT;
-            loop {
-                let tried = tokio::time::timeout(TRY_LIMIT, start(client.clone())).await;
-                let error = match tried {
-                    Ok(Err(error)) if is_passing(&error) => error,
-                    Ok(ended) => return ended,
-                    Err(_) => tonic::Status::deadline_exceeded("etcd does not answer").into(),
-                };
-                if Instant::now() + PAUSE >= until {
-                    return Err(error);
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-        })
+        on_handle(&handle, async move { patiently(|| start(client.clone())).await })
+    }
+}
+
+/// Tries until it works, fails for good, or took too long.
+pub(super) async fn patiently<T, F>(start: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let until = Instant::now() + CALL_LIMIT;
+    loop {
+        let tried = tokio::time::timeout(TRY_LIMIT, start()).await;
+        let error = match tried {
+            Ok(Err(error)) if is_passing(&error) => error,
+            Ok(ended) => return ended,
+            Err(_) => tonic::Status::deadline_exceeded("etcd does not answer").into(),
+        };
+        if Instant::now() + PAUSE >= until {
+            return Err(error);
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -272,9 +284,19 @@ impl Store for EtcdStore {
         let at = answer.header().map_or(0, |header| header.revision());
         Ok(Outcome::Written(revision(at)))
     }
+
+    fn claim(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        ttl: Duration,
+        wait: Duration,
+    ) -> Result<Claim, StoreError> {
+        self.claims.claim(format!("{}{CLAIMS}{name}", self.prefix), bytes.to_vec(), ttl, wait)
+    }
 }
 
-fn revision(of: i64) -> u64 {
+pub(super) fn revision(of: i64) -> u64 {
     u64::try_from(of).unwrap_or(0)
 }
 
@@ -312,7 +334,10 @@ fn connect_options(
     }
     if let (Some(user), Some(file)) = (&options.user, &options.password_file) {
         let password = String::from_utf8(read_file(file)?)?;
-        connect = connect.with_user(user, password.trim_end_matches(['\r', '\n']));
+        connect = connect
+            .with_user(user, password.trim_end_matches(['\r', '\n']))
+            // etcd forgets its tokens when it is idle for minutes, or restarts.
+            .with_auto_token_refresh(true);
     }
     Ok(connect)
 }
@@ -322,20 +347,21 @@ fn read_file(file: &Path) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + 
 }
 
 /// Runs something on the store's own thread and waits for it.
-fn on<T: Send + 'static>(runtime: &Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
-    on_handle(runtime.handle(), work)
-}
-
-fn on_handle<T: Send + 'static>(
-    handle: &tokio::runtime::Handle,
-    work: impl Future<Output = T> + Send + 'static,
-) -> T {
+pub(super) fn on_handle<T: Send + 'static>(
+    handle: &Handle,
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
     let (tell, told) = std::sync::mpsc::sync_channel(1);
     handle.spawn(async move {
         // Nobody waits any more when this fails.
         let _ = tell.send(work.await);
     });
-    told.recv().expect("the store's thread lives as long as the store")
+    // It is dropped unfinished when the store is closed under it.
+    told.recv().unwrap_or_else(|_| Err(closed()))
+}
+
+fn closed() -> Error {
+    Error::InvalidArgs("the store is closed".to_owned())
 }
 
 /// It may work with the next try: an endpoint, or the leader, is away.
@@ -366,6 +392,6 @@ fn read_error(source: Error) -> StoreError {
     StoreError::Read(Box::new(source))
 }
 
-fn write_error(source: Error) -> StoreError {
+pub(super) fn write_error(source: Error) -> StoreError {
     StoreError::Write(Box::new(source))
 }

@@ -5,8 +5,9 @@
 //! its successor wrote. Until the fence is put up, everything is written.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use super::{Batch, Outcome, Store, StoreError, Value};
+use super::{Batch, Claim, Outcome, Store, StoreError, Value};
 
 /// A store with a fence.
 pub struct FencedStore {
@@ -33,6 +34,16 @@ impl Store for FencedStore {
 
     fn list(&self, prefix: &str) -> Result<Vec<(String, Value)>, StoreError> {
         self.inner.list(prefix)
+    }
+
+    fn claim(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        ttl: Duration,
+        wait: Duration,
+    ) -> Result<Claim, StoreError> {
+        self.inner.claim(name, bytes, ttl, wait)
     }
 
     fn commit(&self, mut batch: Batch) -> Result<Outcome, StoreError> {

@@ -78,6 +78,7 @@ impl World {
                 protocol: (*protocol).to_owned(),
                 hostname: host.map(str::to_owned),
                 programmed: Some(true),
+                message: String::new(),
             };
             ((*name).to_owned(), state)
         };

@@ -3,12 +3,12 @@
 //! Gateways keep backends of weight 0 out of their proxies (Envoy Gateway does). So with the write
 //! that gives a first share, the proxy may know the route before the backend, and with the write
 //! that takes the last one, the other way round: requests between the two fail. Therefore a change
-//! is made in two writes, with a trace of the traffic in between until the gateway has taken the
+//! is made in two writes, with a trickle of the traffic in between until the gateway has taken the
 //! first. A failover never waits for that, and neither does consent: a backend that is no longer
 //! named goes at once.
 //!
 //! ```text
-//!  0 ──▶ trace ──taken, and settled──▶ share          share ──▶ trace ──the same──▶ 0
+//!  0 ──▶ trickle ──taken, and settled──▶ share          share ──▶ trickle ──the same──▶ 0
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +19,11 @@ use crate::live::LiveObject;
 use crate::overlay::{refs_of, target_of, weight_of};
 
 /// The share of next to nothing, beside [`WHOLE`] of the largest backend.
-const TRACE: u32 = 1;
+const TRICKLE: u32 = 1;
 /// The Gateway API's largest weight.
 const WHOLE: u32 = 1_000_000;
-/// Less than that part of a rule is a trace.
-const TRACE_PART: u64 = 100_000;
+/// Less than that part of a rule is a trickle.
+const TRICKLE_PART: u64 = 100_000;
 /// From the gateway's word that it has taken a route until its proxies surely have it.
 const SETTLE_MS: u64 = 500;
 /// A gateway that says nothing holds nothing up for longer.
@@ -38,7 +38,7 @@ pub struct Gentle {
 /// A rule, and a backend of it.
 type Place = (u16, String);
 
-/// How long a backend has its trace.
+/// How long a backend has its trickle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stay {
     since: Millis,
@@ -68,6 +68,21 @@ pub struct Change<'a> {
 }
 
 impl Gentle {
+    /// Nothing is on its way, and what is there has the wanted backends with the wanted weights: true
+    /// of nearly every route in nearly every pass, so it comes before everything that costs.
+    pub fn is_at_rest(&self, id: &ObjectId, wanted: &Json, live: &LiveObject) -> bool {
+        let rules = wanted.pointer("/spec/rules").and_then(Json::as_array).map_or(0, Vec::len);
+        let same = |rule| match (refs_of(wanted, rule), refs_of(&live.content, rule)) {
+            (Some(a), Some(b)) => {
+                let same = |(a, b)| weight_of(a) == weight_of(b) && target_of(a) == target_of(b);
+                a.len() == b.len() && a.iter().zip(b).all(same)
+            }
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        !self.stays.contains_key(id) && (0..rules).filter_map(|at| u16::try_from(at).ok()).all(same)
+    }
+
     /// What to write now instead of what is wanted in the end; none = just that.
     pub fn step(&mut self, now: Millis, change: &Change<'_>) -> Option<Json> {
         let before = self.stays.remove(change.id).unwrap_or_default();
@@ -129,11 +144,11 @@ fn rule_step(
         }
         let place = (rule, key.clone());
         let stay = match before.get(&place) {
-            Some(stay) if live.is_trace(key) => *stay,
-            // The trace is not written yet.
+            Some(stay) if live.is_trickle(key) => *stay,
+            // The trickle is not written yet.
             Some(_) | None => Stay { since: now, taken: None },
         };
-        let taken = stay.taken.or((live.is_trace(key) && change.taken).then_some(now));
+        let taken = stay.taken.or((live.is_trickle(key) && change.taken).then_some(now));
         let stay = Stay { taken, ..stay };
         if now < stay.ends_at() {
             held.insert(key);
@@ -144,7 +159,7 @@ fn rule_step(
         let weight = u64::from(weight_of(backend)) * u64::from(WHOLE) / u64::from(most);
         u32::try_from(weight).unwrap_or(WHOLE).min(WHOLE)
     };
-    let weight = |(key, backend)| if held.contains(&key) { TRACE } else { scaled(backend) };
+    let weight = |(key, backend)| if held.contains(&key) { TRICKLE } else { scaled(backend) };
     (!held.is_empty()).then(|| keys.iter().zip(refs).map(weight).collect())
 }
 
@@ -164,13 +179,13 @@ impl Shares {
         self.0.get(key).copied().unwrap_or(0)
     }
 
-    fn is_trace(&self, key: &str) -> bool {
+    fn is_trickle(&self, key: &str) -> bool {
         let (weight, all) = (self.weight(key), self.0.values().sum::<u64>());
-        weight > 0 && weight.saturating_mul(TRACE_PART) < all
+        weight > 0 && weight.saturating_mul(TRICKLE_PART) < all
     }
 
     fn is_real(&self, key: &str) -> bool {
-        self.weight(key) > 0 && !self.is_trace(key)
+        self.weight(key) > 0 && !self.is_trickle(key)
     }
 }
 

@@ -40,6 +40,9 @@ impl World {
         let wanted = route(wanted);
         let (id, live) = LiveObject::of(self.live.clone(), crate::live::Keep::Whole).unwrap();
         let change = Change { id: &id, wanted: &wanted, live: &live, taken: self.taken, failover };
+        if self.gentle.is_at_rest(&id, &wanted, &live) {
+            assert_eq!(self.gentle.step(self.now, &change), None, "at rest there is nothing to do");
+        }
         self.live = self.gentle.step(self.now, &change).unwrap_or(wanted);
         weights_of(&self.live)
     }
@@ -83,7 +86,7 @@ fn a_last_share_goes_by_way_of_a_trace() {
 fn others_move_on_while_one_comes_in() {
     let mut world = World::new(&[5_000, 5_000, 0]);
     world.pass(0, &[4_000, 4_000, 2_000], false);
-    // The ramp of another step changes nothing for the trace, and does not make it wait longer.
+    // The ramp of another step changes nothing for the trickle, and does not make it wait longer.
     assert_eq!(world.pass(100, &[2_000, 4_000, 4_000], false), [500_000, 1_000_000, 1]);
     assert_eq!(world.pass(SETTLE_MS, &[2_000, 4_000, 4_000], false), [2_000, 4_000, 4_000]);
 }
@@ -97,7 +100,7 @@ fn what_cannot_wait_does_not() {
         ("and gives at once", &[5_000, 5_000, 0], &[5_000, 0, 5_000], true, &[5_000, 0, 5_000]),
         ("nobody else serves", &[0, 0], &[5_000, 5_000], false, &[5_000, 5_000]),
         ("all traffic moves", &[10_000, 0], &[0, 10_000], false, &[0, 10_000]),
-        ("a trace is wanted", &[1_000_000, 0], &[1_000_000, 1], false, &[1_000_000, 1]),
+        ("a trickle is wanted", &[1_000_000, 0], &[1_000_000, 1], false, &[1_000_000, 1]),
         ("a backend is named no more", &[5_000, 5_000], &[10_000], false, &[10_000]),
         ("shares only change", &[5_000, 5_000], &[9_999, 1_000], false, &[9_999, 1_000]),
     ];
@@ -166,5 +169,5 @@ proptest! {
 
 fn is_share(weights: &[u32], at: usize) -> bool {
     let all: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
-    u64::from(weights[at]) * TRACE_PART >= all.max(1)
+    u64::from(weights[at]) * TRICKLE_PART >= all.max(1)
 }

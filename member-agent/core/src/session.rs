@@ -38,7 +38,7 @@ pub const BACKOFF_MIN_MS: u64 = 200;
 /// The longest wait before a new try.
 pub const BACKOFF_MAX_MS: u64 = 10_000;
 /// A stream that stood that long was a good one: the next wait is short again.
-pub const GOOD_STREAM_MS: u64 = 10_000;
+pub const GOOD_STREAM_MS: u64 = 5_000;
 
 /// Who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]

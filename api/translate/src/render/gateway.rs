@@ -37,6 +37,9 @@ fn render_created(global: &NsName, class: &str, spec: &Json, draft: &mut Draft) 
         return;
     };
     spec.insert("gatewayClassName".into(), class.into());
+    // Who may attach is settled in the hub: here they would let in sets and routes of the member's own.
+    spec.remove("allowedListeners");
+    spec.remove("defaultScope");
     let mut spec = Json::Object(spec);
     set_client_cert(&mut spec);
     let mut metadata = metadata(&global.namespace, &names::gateway_mirror(&global.name));

@@ -1,10 +1,10 @@
 //! Status of GatewayClasses, Gateways and ListenerSets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_crds::keys;
 use fairlead_model::snapshot::Address;
-use fairlead_model::{Json, Reason};
+use fairlead_model::{Json, MemberId, Reason};
 use serde_json::json;
 
 use super::condition::{Stamp, Wanted, conditions};
@@ -13,7 +13,7 @@ use crate::ingest::hub::{
     CertificateFault, ClassVerdict, Conflict, GatewayVerdict, ListenerSetVerdict, ListenerVerdict,
     Verdict,
 };
-use crate::raw;
+use crate::{names, raw};
 
 /// Most addresses, as the Gateway API says.
 const ADDRESSES_MAX: usize = 16;
@@ -58,8 +58,28 @@ const FEATURES: [&str; 30] = [
 pub struct GatewayFacts {
     /// Addresses of the members' Gateways that are programmed.
     pub addresses: BTreeSet<Address>,
-    /// Members whose Gateway is programmed, and those whose is not.
+    /// Members whose Gateway is programmed with every listener, and those whose is not.
     pub members: MemberSummary,
+    /// Of the latter, those whose Gateway is programmed but for some listeners.
+    pub in_part: u32,
+    /// Those listeners, by their name in members, and why in which member.
+    pub failing: BTreeMap<String, BTreeMap<MemberId, String>>,
+}
+
+impl GatewayFacts {
+    /// What members make of one listener.
+    fn of_listener(&self, name: &str) -> MemberSummary {
+        let mut members = self.members.clone();
+        members.as_asked = members.as_asked.saturating_add(self.in_part);
+        members.differing.retain(|_, (reason, _)| *reason != Reason::ListenerNotProgrammed);
+        for (member, why) in self.failing.get(name).into_iter().flatten() {
+            let why = (Reason::ListenerNotProgrammed, why.clone());
+            if members.differing.insert(member.clone(), why).is_none() {
+                members.as_asked = members.as_asked.saturating_sub(1);
+            }
+        }
+        members
+    }
 }
 
 /// Status of a GatewayClass of ours.
@@ -89,13 +109,28 @@ pub fn gateway_status(
 ) -> Json {
     let stamp = Stamp { generation: verdict.generation, now };
     let mut status = base(existing);
-    let wanted = vec![
+    let mut wanted = vec![
         accepted(&verdict.accepted, &verdict.listeners),
-        programmed(verdict.accepted.is_yes(), &facts.members),
+        programmed(verdict.accepted.is_yes(), &facts.members, facts.in_part),
+        all_resolved(verdict),
     ];
-    let ours = [keys::CONDITION_ACCEPTED, keys::CONDITION_PROGRAMMED];
+    // Only while it is so, as the Gateway API asks.
+    if verdict.lets_invalid_clients_in {
+        let text = "clients whose certificate is missing or not valid are let in";
+        let kind = keys::CONDITION_INSECURE_FRONTEND;
+        wanted.push(Wanted::new(kind, "True", "ConfigurationChanged", text));
+    }
+    let ours = [
+        keys::CONDITION_ACCEPTED,
+        keys::CONDITION_PROGRAMMED,
+        keys::CONDITION_RESOLVED_REFS,
+        keys::CONDITION_INSECURE_FRONTEND,
+    ];
     status["conditions"] = conditions(raw::list(existing, "/conditions"), &ours, wanted, stamp);
-    let listener = |listener: &ListenerVerdict| listener_status(existing, listener, facts, stamp);
+    let listener = |listener: &ListenerVerdict| {
+        let members = facts.of_listener(&listener.name);
+        listener_status(existing, listener, &members, stamp)
+    };
     status["listeners"] = verdict.listeners.iter().map(listener).collect();
     // Only where there are some: older definitions do not know the field.
     if verdict.attached_sets > 0 {
@@ -127,10 +162,15 @@ pub fn listener_set_status(
     } else if let Verdict::No { reason: Reason::NoMatchingParent, .. } = verdict.accepted {
         accepted.reason = "ParentNotAccepted".to_owned();
     }
-    let wanted = vec![accepted, programmed(verdict.accepted.is_yes(), &facts.members)];
+    let of_set = |listener: &ListenerVerdict| {
+        facts.of_listener(&names::set_listener(&verdict.name, &listener.name))
+    };
+    let programmed = programmed(verdict.accepted.is_yes(), &facts.members, facts.in_part);
+    let wanted = vec![accepted, programmed];
     let ours = [keys::CONDITION_ACCEPTED, keys::CONDITION_PROGRAMMED];
     status["conditions"] = conditions(raw::list(existing, "/conditions"), &ours, wanted, stamp);
-    let listener = |listener: &ListenerVerdict| listener_status(existing, listener, facts, stamp);
+    let listener =
+        |listener: &ListenerVerdict| listener_status(existing, listener, &of_set(listener), stamp);
     status["listeners"] = verdict.listeners.iter().map(listener).collect();
     status
 }
@@ -151,7 +191,7 @@ fn accepted(verdict: &Verdict, listeners: &[ListenerVerdict]) -> Wanted {
     wanted
 }
 
-fn programmed(usable: bool, members: &MemberSummary) -> Wanted {
+fn programmed(usable: bool, members: &MemberSummary, in_part: u32) -> Wanted {
     let kind = keys::CONDITION_PROGRAMMED;
     if !usable {
         return Wanted::new(kind, "False", "Invalid", "it is not accepted");
@@ -165,8 +205,11 @@ fn programmed(usable: bool, members: &MemberSummary) -> Wanted {
         );
     }
     // One member is enough to be reached; the message names those that are missing.
-    let (status, reason) =
-        if members.as_asked > 0 { ("True", "Programmed") } else { ("False", "Pending") };
+    let (status, reason) = if members.as_asked > 0 || in_part > 0 {
+        ("True", "Programmed")
+    } else {
+        ("False", "Pending")
+    };
     Wanted::new(kind, status, reason, members.sentence())
 }
 
@@ -181,7 +224,7 @@ fn address(address: &Address) -> Json {
 fn listener_status(
     existing: &Json,
     listener: &ListenerVerdict,
-    facts: &GatewayFacts,
+    members: &MemberSummary,
     stamp: Stamp<'_>,
 ) -> Json {
     let before = raw::list(existing, "/listeners")
@@ -204,15 +247,24 @@ fn listener_status(
     };
     let resolved = resolved(listener);
     let usable = listener.accepted.is_yes() && listener.certificates.is_none();
-    let mut programmed = programmed(usable, &facts.members);
-    programmed.message.clear(); // Said once, at the Gateway.
+    let mut programmed = programmed(usable, members, 0);
+    let is_own = |(reason, _): &(Reason, String)| *reason == Reason::ListenerNotProgrammed;
+    if !members.differing.values().any(is_own) {
+        programmed.message.clear(); // Said once, at the Gateway.
+    }
     let ours = [
         keys::CONDITION_ACCEPTED,
         keys::CONDITION_CONFLICTED,
         keys::CONDITION_RESOLVED_REFS,
         keys::CONDITION_PROGRAMMED,
+        keys::CONDITION_OVERLAPPING_TLS,
     ];
-    let wanted = vec![accepted, conflicted, resolved, programmed];
+    let mut wanted = vec![accepted, conflicted, resolved, programmed];
+    if let Some(other) = &listener.overlaps {
+        let text = format!("listener {other} of this port takes some of its hostnames, too");
+        let kind = keys::CONDITION_OVERLAPPING_TLS;
+        wanted.push(Wanted::new(kind, "True", "OverlappingHostnames", text));
+    }
     let kind = |kind: &fairlead_model::RouteKind| json!({"group": keys::GATEWAY_GROUP, "kind": kind.as_str()});
     json!({
         "name": listener.name,
@@ -220,6 +272,27 @@ fn listener_status(
         "attachedRoutes": listener.attached,
         "conditions": conditions(before.map_or(&[][..], |b| raw::list(b, "/conditions")), &ours, wanted, stamp),
     })
+}
+
+/// References of the Gateway itself, then those of its listeners.
+fn all_resolved(verdict: &GatewayVerdict) -> Wanted {
+    let no = |reason: &str, message: &str| {
+        Wanted::new(keys::CONDITION_RESOLVED_REFS, "False", reason, message)
+    };
+    match &verdict.client_certificate {
+        Some(CertificateFault::NotPermitted(message)) => return no("RefNotPermitted", message),
+        Some(CertificateFault::Invalid(message)) => {
+            return no("InvalidClientCertificateRef", message);
+        }
+        None => {}
+    }
+    let of = |listener: &ListenerVerdict| resolved(listener).status == "False";
+    let names: Vec<&str> =
+        verdict.listeners.iter().filter(|l| of(l)).map(|listener| &*listener.name).collect();
+    if names.is_empty() {
+        return Wanted::new(keys::CONDITION_RESOLVED_REFS, "True", "ResolvedRefs", "");
+    }
+    no("ListenersNotResolved", &format!("see listeners {}", names.join(", ")))
 }
 
 fn resolved(listener: &ListenerVerdict) -> Wanted {

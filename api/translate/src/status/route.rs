@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::condition::{Stamp, Wanted, conditions};
 use super::{MemberSummary, base};
-use crate::ingest::hub::{ParentVerdict, RouteVerdict, Verdict};
+use crate::ingest::hub::{ParentVerdict, PinVerdict, RouteVerdict, Verdict};
 use crate::raw;
 
 /// Most parents, as the Gateway API says.
@@ -63,11 +63,17 @@ fn parent_conditions(
         let reason = Reason::UnsupportedValue;
         wanted.push(Wanted::new(keys::CONDITION_PARTIALLY_INVALID, "True", reason, message));
     }
+    if parent.accepted.is_yes()
+        && let Some(pin) = &verdict.pin
+    {
+        wanted.push(pinned(pin));
+    }
     let before = before.map_or(&[][..], |entry| raw::list(entry, "/conditions"));
     let mut ours = vec![
         keys::CONDITION_ACCEPTED,
         keys::CONDITION_RESOLVED_REFS,
         keys::CONDITION_PARTIALLY_INVALID,
+        keys::CONDITION_PINNED,
     ];
     // What was said of this very generation holds while a change of the plan is on its way.
     let keeps = parent.accepted.is_yes()
@@ -85,6 +91,20 @@ fn parent_conditions(
 fn says_programmed(condition: &Json, generation: i64) -> bool {
     raw::field(condition, "type") == Some(keys::CONDITION_MEMBERS_PROGRAMMED)
         && condition["observedGeneration"] == generation
+}
+
+fn pinned(pin: &PinVerdict) -> Wanted {
+    let kind = keys::CONDITION_PINNED;
+    let in_force = match pin.at {
+        Some(number) => format!("rules and policies are those of revision {number}"),
+        None => "rules and policies are as written".to_owned(),
+    };
+    match &pin.fault {
+        None => Wanted::new(kind, "True", Reason::Pinned, in_force),
+        Some((reason, message)) => {
+            Wanted::new(kind, "False", *reason, format!("{message}; {in_force}"))
+        }
+    }
 }
 
 fn members_programmed(members: &MemberSummary) -> Wanted {
@@ -117,6 +137,31 @@ mod tests {
         let condition = conditions.iter().find(is).unwrap();
         let generation = condition["observedGeneration"].as_i64().unwrap();
         (condition["status"].as_str().unwrap().to_owned(), generation)
+    }
+
+    #[test]
+    fn a_pin_is_a_condition_and_goes_with_its_release() {
+        let condition = |status: &Json| {
+            let conditions = raw::list(&status["parents"][0], "/conditions").to_vec();
+            let found = conditions.into_iter().find(|c| c["type"] == keys::CONDITION_PINNED);
+            found.map(|c| {
+                (c["status"].to_string(), c["reason"].to_string(), c["message"].to_string())
+            })
+        };
+        let status = |existing: &Json, pin: Option<PinVerdict>| {
+            let verdict = RouteVerdict { pin, ..mk_verdict(1) };
+            route_status(existing, &verdict, &MemberSummary::default(), None, "t1")
+        };
+        let pinned = status(&Json::Null, Some(PinVerdict { at: Some(7), fault: None }));
+        let (is, reason, message) = condition(&pinned).unwrap();
+        assert_eq!((&*is, &*reason), ("\"True\"", "\"Pinned\""));
+        assert!(message.contains("revision 7"), "{message}");
+        let fault = Some((Reason::RevisionUnknown, "there is no revision 9 yet".to_owned()));
+        let refused = status(&pinned, Some(PinVerdict { at: None, fault }));
+        let (is, reason, message) = condition(&refused).unwrap();
+        assert_eq!((&*is, &*reason), ("\"False\"", "\"RevisionUnknown\""));
+        assert!(message.contains("as written"), "{message}");
+        assert_eq!(condition(&status(&refused, None)), None);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Golden files: one YAML file = why, input, output. `UPDATE_GOLDEN=1` rewrites the output and leaves
 //! what people wrote as it is.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::path::PathBuf;
 use std::{env, fs};
 
@@ -12,6 +14,17 @@ const OUTPUT: &str = "\noutput:\n";
 pub(crate) fn yaml(text: &str) -> Value {
     let options = serde_saphyr::options! { strict_booleans: true };
     serde_saphyr::from_str_with_options(text, options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Every golden file of a folder: its name, and what is in it.
+pub(crate) fn files(folder: &str) -> Vec<(String, Value)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(folder);
+    let read = |entry: std::io::Result<fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        (name, yaml(&fs::read_to_string(path).unwrap()))
+    };
+    fs::read_dir(folder).unwrap().map(read).collect()
 }
 
 /// Runs every golden file of a folder through `f`, which gets the file's `input`.

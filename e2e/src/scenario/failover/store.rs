@@ -3,19 +3,19 @@
 
 use std::{
     fs,
-    io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use fairlead_crds::keys;
 use fairlead_model::{Reason, health::MemberState};
 use serde_json::{Value, json};
 
 use crate::{
+    disk::SmallDisk,
     fleet::{
-        Fleet, shop,
+        Fleet, plans_held, shop,
         trial::{PATH, SERVICE, VICTIM, rendered_route, strict},
     },
     object::ObjectKey,
@@ -32,9 +32,9 @@ pub(super) async fn play(fleet: &Fleet<'_>, facts: &mut Facts) {
     facts.look("h3", name, full(fleet)).await;
 }
 
-/// The store's disk: small, and full as long as `filler` is there.
-struct SmallDisk {
-    folder: PathBuf,
+/// The hub's store on a disk that is easily filled, instead of its volume.
+struct OnSmallDisk {
+    disk: SmallDisk,
     /// The file's copy on the machine's own disk.
     kept: PathBuf,
 }
@@ -42,54 +42,22 @@ struct SmallDisk {
 /// Room for the store as it is, and a little more.
 const DISK_KIB: u64 = 8 * 1_024;
 
-impl SmallDisk {
+impl OnSmallDisk {
     /// Puts a small disk under the store of a hub that does not run.
     fn mount(store: &Path) -> Result<Self> {
-        let folder = store.parent().context("the store lies in no folder")?.to_owned();
+        let folder = store.parent().context("the store lies in no folder")?;
         let kept = folder.with_extension("kept");
         fs::rename(store, &kept).context("keeping the store")?;
-        let size = format!("size={DISK_KIB}k");
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), &folder, Some("tmpfs"), flags, Some(size.as_str()))
-            .context("mounting a small disk")?;
-        let disk = Self { folder, kept };
-        fs::copy(&disk.kept, store).context("putting the store on the small disk")?;
-        Ok(disk)
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.folder.join("filler")
-    }
-
-    /// Leaves no room at all.
-    fn fill(&self) -> Result<()> {
-        let mut file = fs::File::create(self.filler()).context("making the filler")?;
-        let block = [1_u8; 4_096];
-        loop {
-            match file.write_all(&block) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
-                Err(error) => return Err(error).context("filling the disk"),
-            }
-        }
-    }
-
-    fn make_room(&self) -> Result<()> {
-        fs::remove_file(self.filler()).context("making room")
+        let disk = SmallDisk::mount(folder, DISK_KIB)?;
+        fs::copy(&kept, store).context("putting the store on the small disk")?;
+        Ok(Self { disk, kept })
     }
 
     /// Takes the disk away under a hub that does not run; the store moves back.
-    fn unmount(&self, store: &Path) -> Result<()> {
+    fn unmount(self, store: &Path) -> Result<()> {
         fs::copy(store, &self.kept).context("keeping the store")?;
-        nix::mount::umount(&self.folder).context("taking the small disk away")?;
+        self.disk.unmount()?;
         fs::rename(&self.kept, store).context("putting the store back")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Fails when it is unmounted already; after an error nobody may be left with the mount.
-        let _ = nix::mount::umount2(&self.folder, nix::mount::MntFlags::MNT_DETACH);
     }
 }
 
@@ -97,17 +65,17 @@ async fn full(fleet: &Fleet<'_>) -> Result<Finding> {
     let world = fleet.world();
     let store = store_file(fleet)?;
     world.fault().kill_hub().await?;
-    let disk = SmallDisk::mount(&store)?;
+    let small = OnSmallDisk::mount(&store)?;
     world.fault().restore_hub().await?;
     fleet.wait_settled().await?;
     let hub = world.kubelet(world.hub().name())?.pid(crate::fault::HUB);
     let load = fleet.start_left(PATH).await?;
-    let frozen = freeze(fleet, &disk).await;
-    let thawed = thaw(fleet, &disk).await;
+    let frozen = freeze(fleet, &small.disk).await;
+    let thawed = thaw(fleet, &small.disk).await;
     let same_process = world.kubelet(world.hub().name())?.pid(crate::fault::HUB) == hub;
     let report = strict(&load.stop().await);
     world.fault().kill_hub().await?;
-    disk.unmount(&store)?;
+    small.unmount(&store)?;
     world.fault().restore_hub().await?;
     fleet.wait_whole(PATH).await?;
     let (why, streams) = frozen?;
@@ -151,7 +119,7 @@ async fn freeze(fleet: &Fleet<'_>, disk: &SmallDisk) -> Result<(String, bool)> {
 async fn thaw(fleet: &Fleet<'_>, disk: &SmallDisk) -> Result<()> {
     let early = fleet.world().member("west")?.objects().get(&rendered_route(LATE)).await?;
     disk.make_room()?;
-    anyhow::ensure!(early.is_none(), "{LATE} was planned while the store could not be written");
+    ensure!(early.is_none(), "{LATE} was planned while the store could not be written");
     fleet.wait_live(&format!("/{LATE}")).await?;
     for number in 0..BULKY_ROUTES {
         fleet.world().hub().objects().delete(&route_key(&bulky_name(number))).await?;
@@ -263,20 +231,12 @@ async fn set_traffic(fleet: &Fleet<'_>, state: &str) -> Result<()> {
     objects.apply(&wanted).await.map(drop)
 }
 
-/// The plans that members hold, by (epoch, counter).
+/// The plans that members hold, by (epoch, counter), in the order of their names.
 pub(super) async fn numbers(fleet: &Fleet<'_>) -> Result<Vec<(u64, u64)>> {
-    let members = fleet.status().await?.members;
-    let number = |text: &str| {
-        let (epoch, counter) = text.split_once('.')?;
-        Some((epoch.parse().ok()?, counter.parse().ok()?))
-    };
-    members
-        .iter()
-        .map(|view| {
-            let text = view.plan_applied.as_deref().unwrap_or_default();
-            number(text).with_context(|| format!("{} holds plan {text:?}", view.member))
-        })
-        .collect()
+    let status = fleet.status().await?;
+    let held: Vec<_> = plans_held(&status).into_values().collect();
+    ensure!(held.len() == status.members.len(), "{} members hold a plan", held.len());
+    Ok(held)
 }
 
 fn find(folder: &Path) -> Result<Option<PathBuf>> {

@@ -1,6 +1,9 @@
 //! What the hub says of routes: by its statuses and by its commands.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
+use fairlead_crds::keys;
 use fairlead_model::Reason;
 use serde_json::{Value, json};
 
@@ -30,6 +33,43 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) {
             migrated(stage),
         )
         .await;
+    let name = "every field of this world's Gateway API is in the list that goldens are asked for";
+    facts.look("t12", name, fields(stage)).await;
+}
+
+/// Fields that `api/translate/tests/complete.rs` wants a golden of.
+const FIELDS: &str = include_str!("../../../../api/translate/tests/gateway-api/fields.txt");
+
+async fn fields(stage: &Stage<'_>) -> Result<Finding> {
+    let told: BTreeSet<&str> = FIELDS.lines().filter(|line| !line.starts_with('#')).collect();
+    let kinds: BTreeSet<&str> = told.iter().filter_map(|line| line.split(' ').next()).collect();
+    let mut there = BTreeSet::new();
+    for kind in kinds {
+        let plural = kind.to_lowercase().replace("policy", "policie").replace("class", "classe");
+        let name = format!("{plural}s.{}", keys::GATEWAY_GROUP);
+        let key = ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", &name);
+        let crd = stage.fleet.hub().objects().get(&key).await?.context(name)?;
+        let versions = crd["spec"]["versions"].as_array().context("no versions")?;
+        let served = versions.iter().find(|version| version["served"] == true);
+        let schema = &served.context("none is served")?["schema"]["openAPIV3Schema"];
+        leaves(&schema["properties"]["spec"], &format!("{kind} spec"), &mut there);
+    }
+    let unknown: Vec<&String> = there.iter().filter(|f| !told.contains(f.as_str())).collect();
+    let gone: Vec<&&str> = told.iter().filter(|field| !there.contains(**field)).collect();
+    Ok(Finding::new(
+        unknown.is_empty() && gone.is_empty(),
+        figures([("fields", json!(there.len())), ("new", json!(unknown)), ("gone", json!(gone))]),
+    ))
+}
+
+fn leaves(schema: &Value, path: &str, out: &mut BTreeSet<String>) {
+    match schema["properties"].as_object() {
+        Some(fields) => {
+            fields.iter().for_each(|(key, schema)| leaves(schema, &format!("{path}.{key}"), out));
+        }
+        None if schema["type"] == "array" => leaves(&schema["items"], &format!("{path}[]"), out),
+        None => drop(out.insert(path.to_owned())),
+    }
 }
 
 fn conditions(status: &Value) -> String {
@@ -184,7 +224,7 @@ async fn older(stage: &Stage<'_>) -> Result<Finding> {
     })
     .await?;
     let host = format!("http.{}", super::Side::Fleet.domain());
-    let mut services = std::collections::BTreeSet::new();
+    let mut services = BTreeSet::new();
     for _ in 0..20 {
         let seen = crate::fleet::shop::ask_host(stage.entry, &host, "/twice").await?;
         services.insert(seen.echo.map(|echo| echo.identity.service).unwrap_or_default());
@@ -201,7 +241,7 @@ async fn migrated(stage: &Stage<'_>) -> Result<Finding> {
     let hub = stage.fleet.world().hub().objects();
     let mut objects: Vec<Value> = made["hub"].as_array().cloned().unwrap_or_default();
     objects.extend(made["member"].as_array().cloned().unwrap_or_default());
-    let mut namespaces: std::collections::BTreeSet<String> = objects
+    let mut namespaces: BTreeSet<String> = objects
         .iter()
         .filter_map(|object| object["metadata"]["namespace"].as_str().map(str::to_owned))
         .collect();

@@ -26,7 +26,8 @@ pub(super) fn ingest_followers(
 ) -> Vec<Arc<Follower>> {
     let named = named_by_filters(routes);
     let mut followers = Vec::new();
-    for (id, object) in objects.iter().filter(|(_, object)| !raw::is_deleting(object)) {
+    let counts = |object: &Json| !raw::is_deleting(object) && !raw::is_ours(object);
+    for (id, object) in objects.iter().filter(|(_, object)| counts(object)) {
         let name = NsName { namespace: id.namespace.clone(), name: id.name.clone() };
         let targets = targets(object);
         let mut of_routes: BTreeSet<RouteKey> =

@@ -11,7 +11,7 @@ use super::grant::Grants;
 use super::verdict::{
     CertificateFault, ClassVerdict, Conflict, GatewayVerdict, ListenerVerdict, Verdict,
 };
-use crate::ingest::hub::spread;
+use crate::ingest::hub::{hostname, spread};
 use crate::raw;
 
 /// Most listeners, as the Gateway API says.
@@ -30,6 +30,12 @@ pub(super) struct HubGateway {
 }
 
 impl HubGateway {
+    /// Its listeners: the ListenerSet that each is of, and its name there.
+    pub(super) fn named(&self) -> impl Iterator<Item = (Option<&NsName>, &str)> {
+        let pairs = self.verdict.listeners.iter().zip(&self.doors);
+        pairs.map(|(listener, door)| (door.set.as_ref(), &*listener.name))
+    }
+
     /// Whether the Gateway itself has a listener of that name.
     pub(super) fn has_listener(&self, name: &str) -> bool {
         let mut own = self.verdict.listeners.iter().zip(&self.doors);
@@ -40,6 +46,7 @@ impl HubGateway {
 /// What one listener takes.
 pub(super) struct Admission {
     pub(super) port: u16,
+    pub(super) is_https: bool,
     pub(super) hostname: Option<String>,
     pub(super) namespaces: Namespaces,
     /// Namespace of its owner.
@@ -104,7 +111,9 @@ pub(super) fn ingest_gateways(
 ) -> BTreeMap<NsName, HubGateway> {
     let is_ours = |gateway: &Json| {
         let class = raw::text(gateway, "/spec/gatewayClassName").and_then(|name| classes.get(name));
-        class.is_some_and(|class| class.accepted.is_yes()) && !raw::is_deleting(gateway)
+        class.is_some_and(|class| class.accepted.is_yes())
+            && !raw::is_deleting(gateway)
+            && !raw::is_ours(gateway)
     };
     gateways
         .iter()
@@ -156,6 +165,7 @@ pub(super) fn read_listeners(owner: &Owner<'_>, written: &[Json], grants: &Grant
         };
         let door = Admission {
             port,
+            is_https: listener.protocol == "HTTPS",
             hostname: listener.hostname.clone(),
             namespaces: namespaces(written),
             namespace: owner.name.namespace.to_string(),
@@ -188,9 +198,65 @@ fn ingest_gateway(name: &NsName, gateway: &Json, grants: &Grants) -> HubGateway 
         listeners: usable.map(|(listener, _)| listener.clone()).collect(),
     });
     let generation = raw::generation(gateway);
-    let verdict =
-        GatewayVerdict { generation, accepted, listeners: verdicts, ..GatewayVerdict::default() };
+    let verdict = GatewayVerdict {
+        generation,
+        accepted,
+        listeners: verdicts,
+        attached_sets: 0,
+        client_certificate: client_certificate_fault(name, gateway, grants),
+        lets_invalid_clients_in: lets_invalid_clients_in(gateway),
+    };
     HubGateway { verdict, doors, listeners, global }
+}
+
+/// Members' Gateways show Fairlead's certificate to the doors of others, and a Gateway has one only.
+fn client_certificate_fault(
+    name: &NsName,
+    gateway: &Json,
+    grants: &Grants,
+) -> Option<CertificateFault> {
+    let reference = gateway.pointer("/spec/tls/backend/clientCertificateRef")?;
+    let certificate = raw::field(reference, "name").unwrap_or_default();
+    let namespace = raw::field(reference, "namespace").unwrap_or(&name.namespace);
+    let to = NsName::new(namespace, certificate);
+    if !grants.permits_from("Gateway", &name.namespace, "", "Secret", &to) {
+        return Some(CertificateFault::NotPermitted(format!(
+            "Secret {to} is in another namespace, which grants nothing; nor would it be used"
+        )));
+    }
+    Some(CertificateFault::Invalid(format!(
+        "Secret {to} is not used: members' Gateways show the certificate of their own door instead"
+    )))
+}
+
+fn lets_invalid_clients_in(gateway: &Json) -> bool {
+    let is_insecure = |validation: Option<&Json>| {
+        validation.and_then(|v| raw::field(v, "mode")) == Some("AllowInsecureFallback")
+    };
+    let ports = raw::list(gateway, "/spec/tls/frontend/perPort");
+    is_insecure(gateway.pointer("/spec/tls/frontend/default/validation"))
+        || ports.iter().any(|port| is_insecure(port.pointer("/tls/validation")))
+}
+
+/// Finds HTTPS listeners of one port with hostnames in common: a client's connection that one of them took
+/// may carry requests for the other (GEP-3567).
+pub(super) fn judge_overlaps(gateway: &mut HubGateway) {
+    let doors = &gateway.doors;
+    let overlap = |at: usize| {
+        let own = doors.get(at).filter(|door| door.is_https)?;
+        doors.iter().enumerate().position(|(other, door)| {
+            other != at && door.is_https && door.port == own.port && {
+                let hosts: Vec<&str> = door.hostname.as_deref().into_iter().collect();
+                hostname::intersects(own.hostname.as_deref(), &hosts)
+            }
+        })
+    };
+    let found: Vec<Option<usize>> = (0..doors.len()).map(overlap).collect();
+    let names: Vec<String> = gateway.verdict.listeners.iter().map(|l| l.name.clone()).collect();
+    for (listener, other) in gateway.verdict.listeners.iter_mut().zip(found) {
+        let usable = listener.accepted.is_yes();
+        listener.overlaps = other.filter(|_| usable).and_then(|other| names.get(other)).cloned();
+    }
 }
 
 /// Kinds that a protocol carries.

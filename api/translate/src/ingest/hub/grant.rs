@@ -1,5 +1,5 @@
 //! ReferenceGrants of the hub: who may refer to what in another namespace. A grant that is gone, or
-//! going, grants nothing.
+//! going, grants nothing; one that an agent wrote is no owner's word.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,8 @@ impl Grants {
     /// Reads grants.
     pub(super) fn new(objects: &BTreeMap<NsName, Json>) -> Self {
         let mut grants: BTreeMap<String, BTreeSet<Entry>> = BTreeMap::new();
-        for (name, object) in objects.iter().filter(|(_, object)| !raw::is_deleting(object)) {
+        let counts = |object: &Json| !raw::is_deleting(object) && !raw::is_ours(object);
+        for (name, object) in objects.iter().filter(|(_, object)| counts(object)) {
             let entries = grants.entry(name.namespace.to_string()).or_default();
             for from in raw::list(object, "/spec/from") {
                 let Some((kind, namespace)) = granted_from(from) else { continue };

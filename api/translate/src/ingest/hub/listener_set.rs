@@ -48,6 +48,7 @@ pub(super) fn ingest_sets(
         };
         gateway.verdict.attached_sets += u32::from(accepted.is_yes());
         let verdict = ListenerSetVerdict {
+            name: name.clone(),
             generation: raw::generation(set),
             gateway: parent,
             accepted,

@@ -20,7 +20,17 @@ pub(super) fn ingest_members(
     let mut members = BTreeMap::new();
     for (name, object) in objects.iter().filter(|(_, object)| !raw::is_deleting(object)) {
         match ingest_member(name, object) {
-            Ok((id, spec)) => drop(members.insert(id, spec)),
+            Ok((id, mut spec)) => {
+                if spec.gateway_class.as_deref() == Some(keys::GATEWAY_CLASS) {
+                    // Gateways of that class are what is asked for, not who serves it.
+                    let text =
+                        format!("gatewayClassName: nobody serves class {}", keys::GATEWAY_CLASS);
+                    let subject = format!("MemberCluster {name}");
+                    notes.push(Note::new(subject, Reason::UnsupportedValue, text));
+                    spec.gateway_class = None;
+                }
+                members.insert(id, spec);
+            }
             Err(message) => {
                 notes.push(Note::new(format!("MemberCluster {name}"), Reason::Unreadable, message));
             }

@@ -3,6 +3,8 @@
 //! Owns the rules of the Gateway API for what attaches to what, and GEP-713 for policies. Never looks
 //! at members: whether anybody can serve a backend is the planner's question.
 //!
+//! What an agent wrote is none of the hub's: in a hub that is a member its copies are in the same API.
+//!
 //! An unreadable part never widens a match: a rule that cannot be read is left out, a hostname that
 //! cannot be read refuses the route.
 
@@ -14,6 +16,7 @@ mod grant;
 mod hostname;
 mod listener_set;
 mod member;
+mod pin;
 mod policy;
 mod route;
 mod rule;
@@ -28,6 +31,7 @@ use fairlead_crds::keys;
 use fairlead_model::policy::{GlobalRoute, Policy};
 use fairlead_model::{Json, Note, NsName, ObjectId, RouteKey, RouteKind};
 
+pub use pin::{Pin, PinVerdict, asked_pins};
 pub use verdict::{
     CertificateFault, ClassVerdict, Conflict, DnsVerdict, GatewayVerdict, ListenerSetVerdict,
     ListenerVerdict, ParentVerdict, PolicyVerdict, RouteVerdict, TargetVerdict, Verdict,
@@ -63,6 +67,8 @@ pub struct HubObjects {
     pub service_imports: BTreeMap<NsName, Json>,
     /// Objects of other controllers that may follow routes and gateways.
     pub followers: BTreeMap<ObjectId, Json>,
+    /// Routes that are pinned, as far as the caller knows of earlier revisions.
+    pub pins: BTreeMap<RouteKey, Pin>,
 }
 
 impl HubObjects {
@@ -145,16 +151,26 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     let grants = grant::Grants::new(&objects.reference_grants);
     let mut gateways = gateway::ingest_gateways(&objects.gateways, &out.classes, &grants);
     out.listener_sets = listener_set::ingest_sets(objects, &mut gateways, &grants);
+    gateways.values_mut().for_each(gateway::judge_overlaps);
 
     let mut routes: BTreeMap<RouteKey, GlobalRoute> = BTreeMap::new();
     let mut attached: BTreeMap<RouteKey, settle::Attached> = BTreeMap::new();
-    for (key, route) in &objects.routes {
+    for (key, route) in objects.routes.iter().filter(|(_, route)| !raw::is_ours(route)) {
+        let pin = objects.pins.get(key);
+        let then = pin.and_then(|pin| pin.at.as_ref()).map(|(_, route)| route);
+        let as_of = then.map(|then| pin::as_of(route, then));
+        let route = as_of.as_ref().unwrap_or(route);
         let labels = objects.namespace_labels(&key.name.namespace);
         let attachment = attach::attach(key, route, &labels, &gateways, &out.listener_sets);
         let listeners = attachment.listeners.clone();
-        let Some((verdict, global)) = route::ingest_route(key, route, attachment, &grants) else {
+        let Some((mut verdict, mut global)) = route::ingest_route(key, route, attachment, &grants)
+        else {
             continue; // No parent of ours: not our route.
         };
+        verdict.pin = pin.map(Pin::verdict);
+        if let (Some(global), Some(then)) = (&mut global, then) {
+            pin::spread_as_of(global, then);
+        }
         attached.insert(key.clone(), listeners);
         out.routes.insert(key.clone(), verdict);
         routes.extend(global.map(|global| (key.clone(), global)));
@@ -165,7 +181,8 @@ pub fn ingest_hub(objects: &HubObjects) -> Ingested {
     }
     out.notes.extend(out.routes.values().flat_map(|verdict| verdict.notes.iter().cloned()));
 
-    out.policies = policy::apply_policies(objects, &gateways, &mut routes, &mut out.notes);
+    out.policies =
+        policy::apply_policies(objects, &gateways, &attached, &mut routes, &mut out.notes);
     (out.policy.dns, out.dns_policies) =
         dns::ingest_dns_policies(&objects.dns_policies, &gateways, &mut out.notes);
     out.policy.routes = routes.into_iter().map(|(key, route)| (key, Arc::new(route))).collect();

@@ -1,8 +1,8 @@
 //! TrafficPolicies: which one acts on which rule.
 //!
 //! The most specific wins, whole: a rule's own, then its route's, then that of the services it leads
-//! to, then that of a Gateway above. Of two for one target the older wins, then the first name
-//! (GEP-713); the other is Conflicted.
+//! to, then that of the listener that it is attached to, of the listener's ListenerSet, of a Gateway above.
+//! Of two for one target the older wins, then the first name (GEP-713); the other is Conflicted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +13,7 @@ use serde::Deserialize as _;
 
 use super::HubObjects;
 use super::gateway::HubGateway;
+use super::settle::Attached;
 use super::verdict::{PolicyVerdict, TargetVerdict, Verdict};
 use crate::raw;
 
@@ -22,6 +23,11 @@ enum Target {
     Rule(RouteKey, String),
     Route(RouteKey),
     Import(NsName),
+    /// A listener of a Gateway.
+    Listener(NsName, String),
+    /// A listener of a ListenerSet.
+    SetListener(NsName, String),
+    Set(NsName),
     Gateway(NsName),
 }
 
@@ -36,6 +42,7 @@ struct Read {
 pub(super) fn apply_policies(
     objects: &HubObjects,
     gateways: &BTreeMap<NsName, HubGateway>,
+    attached: &BTreeMap<RouteKey, Attached>,
     routes: &mut BTreeMap<RouteKey, GlobalRoute>,
     notes: &mut Vec<Note>,
 ) -> BTreeMap<NsName, PolicyVerdict> {
@@ -76,17 +83,31 @@ pub(super) fn apply_policies(
         winners.iter().map(|(target, name)| (*target, &policies[*name].1.spread)).collect();
     let names: BTreeMap<RouteKey, Vec<Option<String>>> =
         routes.iter().map(|(key, route)| (key.clone(), rule_names(&route.spec))).collect();
+    // A pinned route has the policies of then.
+    let is_pinned = |key: &RouteKey| objects.pins.get(key).is_some_and(|pin| pin.at.is_some());
     let chosen: Vec<(RouteKey, usize, Spread)> = routes
         .iter()
+        .filter(|(key, _)| !is_pinned(key))
         .flat_map(|(key, route)| {
             let names = &names[key];
             let spreads = &spreads;
+            let listeners = Listeners { gateways, attached: attached.get(key) };
+            let above = listeners.spread(spreads).or_else(|| of_gateway(route, spreads));
             route.rules.iter().enumerate().filter_map(move |(at, rule)| {
                 let name = names.get(at).cloned().flatten();
-                Some((key.clone(), at, choose(route, rule, name, spreads)?.clone()))
+                let own = choose(route, rule, name, spreads).or(above);
+                Some((key.clone(), at, own?.clone()))
             })
         })
         .collect();
+    for key in routes.keys() {
+        let listeners = Listeners { gateways, attached: attached.get(key) };
+        notes.extend(
+            listeners
+                .left_out(&spreads)
+                .map(|message| Note::new(key.to_string(), Reason::Overridden, message)),
+        );
+    }
     for (key, at, spread) in chosen {
         if let Some(rule) = routes.get_mut(&key).and_then(|route| route.rules.get_mut(at)) {
             rule.spread = spread;
@@ -120,13 +141,24 @@ fn target(namespace: &str, written: &Json) -> Result<Target, Verdict> {
     let text = |name: &str| written.get(name).and_then(Json::as_str).unwrap_or_default();
     let name = NsName::new(namespace, text("name"));
     let route = RouteKind::ALL.into_iter().find(|kind| kind.as_str() == text("kind"));
+    let section = raw::field(written, "sectionName").map(str::to_owned);
     match (text("group"), text("kind"), route) {
-        (keys::GATEWAY_GROUP, "Gateway", _) => Ok(Target::Gateway(name)),
+        (keys::GATEWAY_GROUP, "Gateway", _) => Ok(match section {
+            Some(section) => Target::Listener(name, section),
+            None => Target::Gateway(name),
+        }),
+        (keys::GATEWAY_GROUP, "ListenerSet", _) => Ok(match section {
+            Some(section) => Target::SetListener(name, section),
+            None => Target::Set(name),
+        }),
+        (keys::MCS_GROUP, "ServiceImport", _) if section.is_some() => {
+            Err(Verdict::no(Reason::UnsupportedValue, "a ServiceImport has no sections"))
+        }
         (keys::MCS_GROUP, "ServiceImport", _) => Ok(Target::Import(name)),
         (keys::GATEWAY_GROUP, _, Some(kind)) => {
             let key = RouteKey { kind, name };
-            Ok(match raw::field(written, "sectionName") {
-                Some(section) => Target::Rule(key, section.to_owned()),
+            Ok(match section {
+                Some(section) => Target::Rule(key, section),
                 None => Target::Route(key),
             })
         }
@@ -154,7 +186,18 @@ impl Existing<'_> {
                 rule_names(&route.spec).iter().flatten().any(|name| name == section)
             }),
             Target::Import(name) => self.imports.contains(name),
+            Target::Listener(name, section) => {
+                self.gateways.get(name).is_some_and(|gateway| gateway.has_listener(section))
+            }
+            Target::Set(name) => self.has_set(name, None),
+            Target::SetListener(name, section) => self.has_set(name, Some(section)),
         }
+    }
+
+    /// A ListenerSet that one of our Gateways takes, with a listener of that name.
+    fn has_set(&self, set: &NsName, section: Option<&str>) -> bool {
+        let mut listeners = self.gateways.values().flat_map(HubGateway::named);
+        listeners.any(|(of, name)| of == Some(set) && section.is_none_or(|section| section == name))
     }
 }
 
@@ -212,6 +255,15 @@ fn judge(
             Target::Import(import) => {
                 format!("ServiceImport {import} does not exist and no route names it")
             }
+            Target::Listener(gateway, section) => {
+                format!("Gateway {gateway} has no listener named {section}, or is not of our class")
+            }
+            Target::SetListener(set, section) => {
+                format!("ListenerSet {set} has no listener named {section}, or no Gateway takes it")
+            }
+            Target::Set(set) => {
+                format!("ListenerSet {set} does not exist, or no Gateway of ours takes it")
+            }
             Target::Gateway(gateway) => format!(
                 "Gateway {gateway} does not exist, or is not of class {}",
                 keys::GATEWAY_CLASS
@@ -228,7 +280,7 @@ fn judge(
     }
 }
 
-/// The spread of a rule; none = the defaults.
+/// What acts on a rule by itself, its route or its services.
 fn choose<'a>(
     route: &GlobalRoute,
     rule: &Rule,
@@ -237,11 +289,61 @@ fn choose<'a>(
 ) -> Option<&'a Spread> {
     let of = |target: Target| spreads.get(&target).copied();
     let own = name.and_then(|name| of(Target::Rule(route.key.clone(), name)));
-    own.or_else(|| of(Target::Route(route.key.clone())))
-        .or_else(|| of_services(rule, spreads))
-        .or_else(|| {
-            route.parents.iter().find_map(|parent| of(Target::Gateway(parent.gateway.clone())))
+    own.or_else(|| of(Target::Route(route.key.clone()))).or_else(|| of_services(rule, spreads))
+}
+
+/// What acts on the first Gateway of a route that has a policy.
+fn of_gateway<'a>(
+    route: &GlobalRoute,
+    spreads: &BTreeMap<&Target, &'a Spread>,
+) -> Option<&'a Spread> {
+    let of = |gateway: &NsName| spreads.get(&Target::Gateway(gateway.clone())).copied();
+    route.parents.iter().find_map(|parent| of(&parent.gateway))
+}
+
+/// The listeners that a route is attached to.
+struct Listeners<'a> {
+    gateways: &'a BTreeMap<NsName, HubGateway>,
+    attached: Option<&'a Attached>,
+}
+
+impl Listeners<'_> {
+    /// What acts on all of them: a rule has one spread, whichever listener a request came by.
+    fn spread<'s>(&self, spreads: &BTreeMap<&Target, &'s Spread>) -> Option<&'s Spread> {
+        let mut found = self.each(spreads);
+        let first = found.next()??;
+        found.all(|other| other.is_some_and(|other| other.from == first.from)).then_some(first)
+    }
+
+    /// Policies of some of them that do not act, in words.
+    fn left_out(&self, spreads: &BTreeMap<&Target, &Spread>) -> impl Iterator<Item = String> {
+        let some = match self.spread(spreads) {
+            Some(_) => BTreeSet::new(),
+            None => self.each(spreads).flatten().filter_map(|spread| spread.from.clone()).collect(),
+        };
+        some.into_iter().map(|policy: NsName| {
+            format!("TrafficPolicy {policy} acts on some of its listeners only, and so not on it")
         })
+    }
+
+    /// The policy of each listener, else of its ListenerSet.
+    fn each<'s>(
+        &self,
+        spreads: &BTreeMap<&Target, &'s Spread>,
+    ) -> impl Iterator<Item = Option<&'s Spread>> {
+        let listener = |(name, at): &(NsName, usize)| {
+            let gateway = self.gateways.get(name)?;
+            let (set, section) = gateway.named().nth(*at)?;
+            let of = |target: Target| spreads.get(&target).copied();
+            let section = section.to_owned();
+            match set {
+                Some(set) => of(Target::SetListener(set.clone(), section))
+                    .or_else(|| of(Target::Set(set.clone()))),
+                None => of(Target::Listener(name.clone(), section)),
+            }
+        };
+        self.attached.into_iter().flatten().map(listener).collect::<Vec<_>>().into_iter()
+    }
 }
 
 /// A rule has one spread, so the policy of a service counts only where all services of the rule have it.

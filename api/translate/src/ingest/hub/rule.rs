@@ -47,6 +47,7 @@ impl RuleReader<'_> {
                 return Err(unreadable(list));
             }
         }
+        let refused = self.refused_auth(rule);
         let written = match rule.get_mut("backendRefs") {
             None | Some(Json::Null) => &mut [][..],
             Some(Json::Array(list)) => list.as_mut_slice(),
@@ -63,7 +64,15 @@ impl RuleReader<'_> {
         let mut backends = Vec::new();
         for (at, backend) in written.iter_mut().enumerate() {
             let subject = format!("{subject}.backendRefs[{at}]");
-            backends.push(self.backend(backend, &subject));
+            let read = self.backend(backend, &subject);
+            backends.push(match self.refused_auth(backend).or_else(|| refused.clone()) {
+                // Without the filter these requests would be let in unasked.
+                Some((reason, message)) => Backend {
+                    weight: read.weight,
+                    target: BackendTarget::Invalid(Note::new(subject.clone(), reason, message)),
+                },
+                None => read,
+            });
             if let Some(filters) = backend.get_mut("filters") {
                 self.drop_mirrors(filters, &subject, &mut notes);
             }
@@ -170,6 +179,16 @@ impl RuleReader<'_> {
             self.key.kind, self.key.name.namespace
         );
         Err((Reason::RefNotPermitted, message))
+    }
+
+    /// Why the service that is asked whether requests may pass must not be asked.
+    fn refused_auth(&self, holder: &Json) -> Option<(Reason, String)> {
+        let filters = raw::list(holder, "/filters").iter();
+        let asked = filters.filter_map(|filter| filter.pointer("/externalAuth/backendRef"));
+        asked.filter_map(|written| self.reference(written)).find_map(|reference| {
+            let (reason, message) = self.check_permitted(&reference).err()?;
+            Some((reason, format!("externalAuth: {message}")))
+        })
     }
 
     /// A copy of a request must not go where its route may not refer to.

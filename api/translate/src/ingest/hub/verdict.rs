@@ -2,6 +2,8 @@
 
 use fairlead_model::{Json, Note, NsName, Reason, RouteKind};
 
+use super::pin::PinVerdict;
+
 /// Yes, or no and why.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Verdict {
@@ -49,11 +51,17 @@ pub struct GatewayVerdict {
     pub listeners: Vec<ListenerVerdict>,
     /// ListenerSets that are attached to it.
     pub attached_sets: u32,
+    /// What is wrong with the client certificate that it names.
+    pub client_certificate: Option<CertificateFault>,
+    /// It asks its members' gateways to let clients in whose certificate is not valid.
+    pub lets_invalid_clients_in: bool,
 }
 
 /// About a ListenerSet of a Gateway of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSetVerdict {
+    /// Its own name.
+    pub name: NsName,
     /// The generation that was read.
     pub generation: i64,
     /// Its Gateway.
@@ -77,6 +85,8 @@ pub struct ListenerVerdict {
     pub has_invalid_kinds: bool,
     /// What is wrong with its certificates, as far as the hub can tell: Secrets are the members' own.
     pub certificates: Option<CertificateFault>,
+    /// An HTTPS listener of its port that takes some of its hostnames, too.
+    pub overlaps: Option<String>,
     /// Kinds that can attach.
     pub kinds: Vec<RouteKind>,
     /// Accepted routes that are attached.
@@ -114,6 +124,8 @@ pub struct RouteVerdict {
     pub partially_invalid: Option<String>,
     /// What was left out.
     pub notes: Vec<Note>,
+    /// What became of its pin, if it asks for one.
+    pub pin: Option<PinVerdict>,
 }
 
 /// About one parent of a route.

@@ -137,12 +137,18 @@ fn listeners(gateway: &Json, generation: i64) -> BTreeMap<String, ListenerState>
             .iter()
             .find(|status| raw::field(status, "name") == Some(name));
         let conditions = status.map_or(&[][..], |status| raw::list(status, "/conditions"));
+        let programmed =
+            raw::condition(conditions, "Programmed", generation).and_then(|c| c.verdict());
+        let message = match programmed {
+            Some(false) => complaint(conditions, generation),
+            Some(true) | None => String::new(),
+        };
         let state = ListenerState {
             port,
             protocol: raw::field(listener, "protocol").unwrap_or_default().to_owned(),
             hostname: raw::field(listener, "hostname").map(str::to_owned),
-            programmed: raw::condition(conditions, "Programmed", generation)
-                .and_then(|c| c.verdict()),
+            programmed,
+            message,
         };
         listeners.insert(name.to_owned(), state);
     }
