@@ -12,6 +12,7 @@ mod harness;
 mod policy;
 mod rebuild;
 mod replicas;
+mod rollback;
 mod routes;
 mod spine;
 mod store;
@@ -131,6 +132,13 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(replicas::run(world, facts)),
+    },
+    Scenario {
+        name: "rollback",
+        about: "history, diff and rollback under load; a bad change is stopped at the member that tries it",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(rollback::run(world, facts)),
     },
     Scenario {
         name: "rebuild",
