@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::{
@@ -77,6 +77,8 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
+/// A backend of this version answers 500 to everything.
+pub const BROKEN: &str = "broken";
 const BODY_MAX: usize = 1 << 20;
 const DATAGRAM_MAX: usize = 4096;
 type Body = BoxBody<Bytes, Infallible>;
@@ -175,6 +177,7 @@ async fn answer(
     let uri_host = parts.uri.host().map(str::to_owned);
     let host = parts.headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
     let name = echo.identity.service.clone();
+    let broken = echo.identity.version == BROKEN;
     let answer = Answer {
         identity: echo.identity,
         replica,
@@ -204,7 +207,10 @@ async fn answer(
         return grpc(&json);
     }
     let mut response = Response::new(Full::new(Bytes::from(json)).boxed());
-    *response.status_mut() = wish.status(attempt);
+    *response.status_mut() = match broken {
+        true => StatusCode::INTERNAL_SERVER_ERROR,
+        false => wish.status(attempt),
+    };
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
     response
 }

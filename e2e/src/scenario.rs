@@ -13,6 +13,7 @@ mod identity;
 mod policy;
 mod rebuild;
 mod replicas;
+mod rollback;
 mod routes;
 mod selfhub;
 mod spine;
@@ -140,6 +141,13 @@ pub const ALL: &[Scenario] = &[
         members: 3,
         played: Played::OnRequest,
         run: |world, facts| Box::pin(replicas::run(world, facts)),
+    },
+    Scenario {
+        name: "rollback",
+        about: "history, diff and rollback under load; a bad change is stopped at the member that tries it",
+        members: 3,
+        played: Played::OnRequest,
+        run: |world, facts| Box::pin(rollback::run(world, facts)),
     },
     Scenario {
         name: "rebuild",

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use fairlead_hub_core::history::Limits;
 use fairlead_hub_core::passive::Thresholds;
+use fairlead_model::MemberId;
+use fairlead_planner::{RolloutSettings, Unheard};
 use fairlead_telemetry::settings::BackendArgs;
 
 use crate::office::Seat;
@@ -80,6 +82,9 @@ pub struct RunArgs {
     /// Most bytes that they and the rules that belong to them take in the store.
     #[arg(long, default_value_t = 32 << 20, env = "FAIRLEAD_HISTORY_BYTES")]
     pub history_bytes: usize,
+    /// How users' changes of routes are rolled out.
+    #[command(flatten)]
+    pub rollout: RolloutArgs,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "FAIRLEAD_LOG_FORMAT")]
     pub log_format: LogFormat,
@@ -116,6 +121,74 @@ pub struct EtcdArgs {
     /// File with its password.
     #[arg(long = "etcd-password-file", env = "FAIRLEAD_ETCD_PASSWORD_FILE", requires = "user")]
     pub password_file: Option<PathBuf>,
+}
+
+/// When a user's change of a route is tried at one member first, and what is asked of it there.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RolloutArgs {
+    /// Share of a rule's requests that a change moves, in percent, above which one member tries it first.
+    /// Without it every change goes to all members at once.
+    #[arg(long = "rollout-above-percent", env = "FAIRLEAD_ROLLOUT_ABOVE_PERCENT", value_parser = clap::value_parser!(u8).range(0..100))]
+    pub above_percent: Option<u8>,
+    /// Who tries; without it, or where it has no part in the route: the entry with the least traffic.
+    #[arg(long = "rollout-member", env = "FAIRLEAD_ROLLOUT_MEMBER")]
+    pub member: Option<MemberId>,
+    /// Share of the requests there, in percent, that may not fail, by gateways' spans.
+    #[arg(long = "rollout-failed-percent", default_value_t = 5, env = "FAIRLEAD_ROLLOUT_FAILED_PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub failed_percent: u8,
+    /// Requests there below which nothing is known of it.
+    #[arg(
+        long = "rollout-requests-min",
+        default_value_t = 50,
+        env = "FAIRLEAD_ROLLOUT_REQUESTS_MIN"
+    )]
+    pub requests_min: u64,
+    /// How long it must go well there before the others get it.
+    #[arg(
+        long = "rollout-watch-seconds",
+        default_value_t = 15,
+        env = "FAIRLEAD_ROLLOUT_WATCH_SECONDS"
+    )]
+    pub watch_seconds: u64,
+    /// How long to wait for enough requests, or for its gateways to take it.
+    #[arg(
+        long = "rollout-watch-seconds-max",
+        default_value_t = 120,
+        env = "FAIRLEAD_ROLLOUT_WATCH_SECONDS_MAX"
+    )]
+    pub watch_seconds_max: u64,
+    /// What becomes of it when too few requests have come by then.
+    #[arg(long = "rollout-unheard", value_enum, default_value_t = UnheardArg::Stop, env = "FAIRLEAD_ROLLOUT_UNHEARD")]
+    pub unheard: UnheardArg,
+}
+
+/// What becomes of a change of which nothing is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum UnheardArg {
+    /// It goes on to all members.
+    GoOn,
+    /// It is stopped.
+    Stop,
+}
+
+impl RolloutArgs {
+    /// What the planner is told; none when nothing is staged.
+    pub fn settings(&self) -> Option<RolloutSettings> {
+        let ms = |seconds: u64| seconds.saturating_mul(1_000);
+        Some(RolloutSettings {
+            above_percent: self.above_percent?,
+            member: self.member.clone(),
+            failed_percent: self.failed_percent,
+            requests_min: self.requests_min,
+            watch_ms: ms(self.watch_seconds),
+            watch_ms_max: ms(self.watch_seconds_max),
+            take_ms_max: ms(self.watch_seconds_max),
+            unheard: match self.unheard {
+                UnheardArg::GoOn => Unheard::GoOn,
+                UnheardArg::Stop => Unheard::Stop,
+            },
+        })
+    }
 }
 
 impl EtcdArgs {

@@ -17,7 +17,9 @@ use fairlead_model::health::MemberState;
 use fairlead_model::plan::MemberPlan;
 use fairlead_model::policy::{GlobalRoute, MemberSpec, Policy, TrafficState};
 use fairlead_model::{MemberId, Millis, Note, Reason, RouteKey};
-use fairlead_planner::{FleetInput, Freeze, MemberInput, Memory, Planned, Settings, plan};
+use fairlead_planner::{
+    FleetInput, Freeze, MemberInput, Memory, Planned, RolloutSettings, Settings, plan,
+};
 use fairlead_telemetry::span::Tracer;
 use fairlead_translate::ingest::hub::{HubObjects, Ingested, Pin, asked_pins, ingest_hub};
 use fairlead_translate::{CapabilityKeys, render};
@@ -30,6 +32,8 @@ use crate::metrics::Metrics;
 use crate::persist::MemorySlot;
 use crate::signal::Signal;
 use crate::spans;
+use crate::traffic::Traffic;
+use crate::trial;
 use crate::watch::{KINDS, Objects};
 
 /// Changes that come within that time are one plan. Short, since it is a part of how long a user's
@@ -86,6 +90,10 @@ pub struct Conductor {
     pub decided: Arc<Signal>,
     /// What was decided before.
     pub chronicle: Arc<Chronicle>,
+    /// What gateways did: evidence for changes that are tried.
+    pub traffic: Arc<Traffic>,
+    /// Which changes are tried first; none = no change is.
+    pub rollout: Option<RolloutSettings>,
     /// Where the planner's memory is kept.
     pub memory_slot: Arc<MemorySlot>,
     /// When the process started.
@@ -113,6 +121,7 @@ struct Round<'a> {
     policy: &'a Policy,
     members: &'a BTreeMap<MemberId, MemberNow>,
     freeze: Freeze,
+    pinned: &'a BTreeMap<RouteKey, (u64, Arc<GlobalRoute>)>,
     caused_at: Millis,
 }
 
@@ -175,7 +184,9 @@ impl Conductor {
         } else {
             frozen = fleet_vanished(&sights(self.fleet.sights(), &ingested.policy));
             let freeze = if frozen.is_some() { Freeze::Unedited } else { Freeze::Off };
-            let round = Round { policy: &ingested.policy, members: &members, freeze, caused_at };
+            let (policy, pinned) = (&ingested.policy, carried.pins.clone());
+            let pinned = &pinned;
+            let round = Round { policy, members: &members, freeze, pinned, caused_at };
             self.plan(&mut carried, &round, started);
         }
         self.tell(&members, &hold.notes, frozen.as_ref());
@@ -193,14 +204,24 @@ impl Conductor {
     }
 
     fn plan(&self, carried: &mut Carried, round: &Round<'_>, started: Instant) {
-        let members = round.members;
+        let (members, now) = (round.members, clock::now());
+        let rollouts = carried.memory.rollouts.clone();
         let planned = plan(&FleetInput {
-            now: clock::now(),
+            now,
             policy: Arc::new(round.policy.clone()),
             members: members.iter().map(|(id, now)| (id.clone(), member_input(now))).collect(),
             memory: std::mem::take(&mut carried.memory),
             settings: Settings { freeze: round.freeze, ..Settings::default() },
+            rollout: trial::input(&trial::Sight {
+                settings: self.rollout.as_ref(),
+                memory: &rollouts,
+                members,
+                traffic: &self.traffic,
+                pinned: round.pinned,
+                now,
+            }),
         });
+        self.traffic.watch(trial::watched(&planned.memory.rollouts));
         let context = self.tracer.root();
         let trace_parent = context.to_string();
         let keys = self.keys.load_full();
@@ -254,7 +275,7 @@ impl Conductor {
         }
         carried.rendered = rendered;
         carried.memory = planned.memory.clone();
-        carried.wake_at = planned.wake_at;
+        carried.wake_at = trial::wake_at(&planned, now);
         self.keep_memory(&planned.memory);
         for alarm in new_alarms(carried.planned.as_deref(), &planned) {
             tracing::error!(subject = alarm.subject, reason = %alarm.reason, detail = alarm.message, "alarm");

@@ -26,6 +26,8 @@ fn mk_conductor(fleet: Fleet) -> Conductor {
         current: Arc::default(),
         decided: Arc::default(),
         chronicle: Arc::default(),
+        traffic: Arc::default(),
+        rollout: None,
         memory_slot: Arc::default(),
         started_at: clock::now(),
         grace_ms: 30_000,

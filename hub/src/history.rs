@@ -125,6 +125,12 @@ fn facts<'a>(ingested: &'a Ingested, planned: &'a Planned) -> Facts<'a> {
             .iter()
             .filter_map(|(key, verdict)| Some((key, verdict.pin.as_ref()?.at?)))
             .collect(),
+        rollouts: planned
+            .report
+            .routes
+            .iter()
+            .filter_map(|(key, report)| Some((key, report.rollout.as_ref()?.1.as_str())))
+            .collect(),
         states: planned.report.places.iter().map(|(id, place)| (id, place.state)).collect(),
     }
 }

@@ -342,6 +342,8 @@ impl Hub {
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
             chronicle: Arc::clone(&self.chronicle),
+            traffic: Arc::clone(&self.traffic),
+            rollout: self.args.rollout.settings(),
             memory_slot: Arc::clone(&memory_slot),
             started_at: clock::now(),
             grace_ms: self.args.grace_seconds.saturating_mul(1_000),

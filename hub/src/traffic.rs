@@ -25,6 +25,19 @@ pub struct Traffic {
     reports: Mutex<BTreeMap<MemberId, (Millis, TrafficReport)>>,
     /// None: outcomes are no evidence.
     passive: Option<Mutex<Passive>>,
+    /// Routes of which every request counts, by who reports it.
+    watched: Mutex<BTreeMap<(RouteKey, MemberId), Watched>>,
+}
+
+/// Requests of one route that came in at one member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Watched {
+    /// From when on.
+    pub since: Millis,
+    /// Requests.
+    pub requests: u64,
+    /// Of these, those that failed.
+    pub failed: u64,
 }
 
 impl Traffic {
@@ -45,11 +58,59 @@ impl Traffic {
             let mut passive = passive.lock().unwrap_or_else(PoisonError::into_inner);
             passive.report(member, &report, now).clone()
         });
+        self.count_watched(member, now, &report);
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.insert(member.clone(), (now, report));
         // Of members that are gone nothing is heard again.
         reports.retain(|_, (at, _)| now.since(*at) < FRESH_MS);
         said
+    }
+
+    /// From now on these count; what was counted of others, or since another time, is forgotten.
+    pub fn watch(&self, wanted: BTreeMap<(RouteKey, MemberId), Millis>) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|key, held| wanted.get(key) == Some(&held.since));
+        for (key, since) in wanted {
+            watched.entry(key).or_insert(Watched { since, ..Watched::default() });
+        }
+    }
+
+    /// What was counted.
+    pub fn watched(&self, route: &RouteKey, member: &MemberId) -> Watched {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.get(&(route.clone(), member.clone())).copied().unwrap_or_default()
+    }
+
+    /// Only what began after the time from which on it counts: a report may tell of requests before it.
+    fn count_watched(&self, member: &MemberId, now: Millis, report: &TrafficReport) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((route, _), held) in watched.iter_mut().filter(|((_, of), _)| of == member) {
+            if now.0.saturating_sub(report.span_ms) < held.since.0 {
+                continue;
+            }
+            let route = route.to_string();
+            for (_, counts) in report.flows.iter().filter(|(flow, _)| flow.route == route) {
+                held.requests = held.requests.saturating_add(counts.requests);
+                held.failed = held.failed.saturating_add(counts.errors);
+            }
+        }
+    }
+
+    /// Requests per 1,000 seconds, by route and entry.
+    pub fn rates(&self, now: Millis) -> BTreeMap<RouteKey, BTreeMap<MemberId, u64>> {
+        let mut rates: BTreeMap<RouteKey, BTreeMap<MemberId, u64>> = BTreeMap::new();
+        for flow in self.flows(now) {
+            let Ok(route) = flow.route.parse() else { continue };
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a rate is not negative, and casts from floats saturate"
+            )]
+            let rate = (flow.per_second * 1_000.0) as u64;
+            let of_entry = rates.entry(route).or_default().entry(flow.entry).or_default();
+            *of_entry = of_entry.saturating_add(rate);
+        }
+        rates
     }
 
     /// A member's stream is gone; gives what is left of what outcomes say.
@@ -227,6 +288,30 @@ mod tests {
         assert_eq!(Weights::share(&weights.asked, &unknown), Some(0.5));
         let elsewhere = FlowView { target: member("south"), ..flow };
         assert_eq!(Weights::share(&weights.asked, &elsewhere), None);
+    }
+
+    #[test]
+    fn what_is_watched_counts_from_its_time_on() {
+        let traffic = Traffic::default();
+        let route: RouteKey = "HTTPRoute/shop/cart".parse().unwrap();
+        let of = || traffic.watched(&route, &member("east"));
+        let watch =
+            |since| traffic.watch([((route.clone(), member("east")), Millis(since))].into());
+        watch(10_000);
+        // A report of the five seconds before says too much of the time before.
+        let span = report(10).span_ms;
+        traffic.put(&member("east"), Millis(10_000 + span - 1), report(10));
+        assert_eq!(of().requests, 0);
+        traffic.put(&member("west"), Millis(10_000 + span), report(10));
+        assert_eq!(of().requests, 0);
+        traffic.put(&member("east"), Millis(10_000 + span), report(10));
+        let first = of();
+        assert!(first.requests > 0 && first.failed > 0);
+        watch(10_000);
+        assert_eq!(of(), first);
+        watch(20_000);
+        assert_eq!(of().requests, 0);
+        assert!(traffic.rates(Millis(10_000 + span))[&route][&member("east")] > 0);
     }
 
     #[test]

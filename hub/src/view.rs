@@ -196,11 +196,20 @@ impl Look<'_> {
                 hostnames: global.map(|global| hostnames(&global.spec)).unwrap_or_default(),
                 gateways,
                 entries: decision.map(|decision| self.entries(key, decision)).unwrap_or_default(),
+                rollout: self.rollout(key),
                 pinned: verdict.pin.as_ref().and_then(|pin| pin.at),
                 notes,
             }
         };
         ingested.routes.keys().map(route).collect()
+    }
+
+    /// How far a change of a route is that is not everywhere.
+    pub fn rollout(&self, key: &RouteKey) -> Option<Note> {
+        let report = self.current.planned.as_ref()?.report.routes.get(key)?;
+        let (reason, message) = report.rollout.as_ref()?;
+        let is_staged = matches!(reason, Reason::RollingOut | Reason::RolloutStopped);
+        is_staged.then(|| Note::new(key.to_string(), *reason, message.as_str()))
     }
 
     /// What could not be written of a route for its entries; what holds for several is told once.
@@ -335,6 +344,15 @@ fn unprogrammed(state: &GatewayState) -> Option<(Reason, String)> {
 fn failing(state: &GatewayState) -> BTreeMap<String, String> {
     let listeners = state.listeners.iter().filter(|(_, l)| l.programmed == Some(false));
     listeners.map(|(name, listener)| (name.clone(), listener.message.clone())).collect()
+}
+
+/// Why a member does not hold a global route as it should, if it said so.
+pub(crate) fn exception_of_route(
+    now: &MemberNow,
+    key: &RouteKey,
+    api_version: &str,
+) -> Option<(Reason, String)> {
+    exception_of(now, &route_id(key, api_version))
 }
 
 fn is_about(note: &Note, key: &RouteKey) -> bool {

@@ -151,6 +151,8 @@ pub const CONDITION_SERVED: &str = "Served";
 pub const CONDITION_DNS_VISIBLE: &str = "DNSVisible";
 /// Ours, on routes: whether the pin that is asked for by [`PIN`] is in force. Absent without one.
 pub const CONDITION_PINNED: &str = "fairlead.dev/Pinned";
+/// Ours, on routes: False while a change is tried at one member first, or was stopped there. Absent else.
+pub const CONDITION_ROLLED_OUT: &str = "fairlead.dev/RolledOut";
 /// Ours, on routes: the members that differ from what the route asks for.
 pub const CONDITION_MEMBERS_PROGRAMMED: &str = "fairlead.dev/MembersProgrammed";
 

@@ -277,10 +277,13 @@ pub struct RouteDecision {
 }
 
 /// One entry's decision for one route.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EntryDecision {
     /// Gateways of the entry that the route attaches to.
     pub parents: Vec<LocalParent>,
     /// One for each rule.
     pub rules: Vec<RulePlan>,
+    /// The route that the rules are of, where the entry tries a change that the others do not have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<Arc<GlobalRoute>>,
 }

@@ -127,6 +127,9 @@ pub struct RouteView {
     /// The revision that it is pinned to.
     #[serde(default)]
     pub pinned: Option<u64>,
+    /// How far a change of it is that is not everywhere.
+    #[serde(default)]
+    pub rollout: Option<Note>,
     /// What was left out.
     pub notes: Vec<Note>,
 }

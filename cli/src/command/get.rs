@@ -205,12 +205,22 @@ fn routes_table(routes: &[RouteView]) -> String {
             list(&r.gateways),
             format!("{accepted}/{}", r.entries.len()),
             list(differs),
+            or_dash(&r.rollout.as_ref().map(|note| note.reason.to_string()).unwrap_or_default()),
             or_dash(&r.pinned.map(|number| number.to_string()).unwrap_or_default()),
             r.notes.len().to_string(),
         ]
     });
-    let header =
-        ["KIND", "ROUTE", "HOSTNAMES", "GATEWAYS", "ACCEPTED", "DIFFERS", "PINNED", "NOTES"];
+    let header = [
+        "KIND",
+        "ROUTE",
+        "HOSTNAMES",
+        "GATEWAYS",
+        "ACCEPTED",
+        "DIFFERS",
+        "ROLLOUT",
+        "PINNED",
+        "NOTES",
+    ];
     columns(&header, rows.collect())
 }
 

@@ -64,6 +64,7 @@ impl Bench {
             route_generations: keys().map(|key| (key, generation)).collect(),
             policy_generations: BTreeMap::new(),
             pinned: keys().filter_map(|key| Some((key, pinned?))).collect(),
+            rollouts: BTreeMap::new(),
             states: input.members.iter().map(|(id, m)| (id, m.health.state)).collect(),
         }
     }

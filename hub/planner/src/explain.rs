@@ -1,9 +1,10 @@
 //! The report as sentences: why has this member that share?
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fairlead_model::health::MemberState;
-use fairlead_model::plan::{EntryDecision, RouteDecision, RulePlan};
+use fairlead_model::plan::{EntryDecision, RulePlan};
 use fairlead_model::policy::{BackendTarget, GlobalRoute, Rule, TrafficState};
 use fairlead_model::recipe::{Candidate, RecipeTier, Serve, Split, Standing};
 use fairlead_model::view::{
@@ -11,7 +12,7 @@ use fairlead_model::view::{
 };
 use fairlead_model::{Json, MemberId, Millis, Note, Reason, RouteKey};
 
-use crate::{Answer, Place, Planned, Ramp, RouteReport, Verdict, Verdicts, tiers};
+use crate::{Answer, Place, Planned, Ramp, Verdict, Verdicts, tiers};
 
 /// Why a route's traffic goes where it goes, at one entry or at all; none when there is no such route.
 pub fn explain(
@@ -24,13 +25,26 @@ pub fn explain(
     let asked = |id: &MemberId| from.is_none_or(|from| from == id);
     let entry = |(id, entry): (&MemberId, &EntryDecision)| {
         let places = &planned.report.places;
-        let step = Step { decision, report: &report, places, entry: id };
+        let (route, verdicts) = match &entry.route {
+            Some(tried) => (tried, &report.verdicts_tried),
+            None => (&decision.route, &report.verdicts),
+        };
+        let step = Step { route, verdicts, places, entry: id };
         (id.clone(), step.entry(entry))
     };
     let entries = decision.entries.iter().filter(|(id, _)| asked(id)).map(entry).collect();
     let mut notes = decision.notes.clone();
     notes.extend(report.kept.map(|why| Note::new("route", why, why.sentence())));
-    Some(Explanation { route: route.clone(), entries, notes, asked: Vec::new() })
+    Some(Explanation {
+        route: route.clone(),
+        entries,
+        notes,
+        asked: report
+            .rollout
+            .map(|(why, text)| Note::new(route.to_string(), why, text))
+            .into_iter()
+            .collect(),
+    })
 }
 
 /// `namespace/name:port` of a service that members export, else as the user wrote it.
@@ -50,8 +64,8 @@ pub fn backend_name(route: &GlobalRoute, rule: usize, backend: usize) -> String 
 }
 
 struct Step<'a> {
-    decision: &'a RouteDecision,
-    report: &'a RouteReport,
+    route: &'a GlobalRoute,
+    verdicts: &'a [Vec<Option<Arc<Verdicts>>>],
     places: &'a BTreeMap<MemberId, Place>,
     entry: &'a MemberId,
 }
@@ -73,7 +87,7 @@ impl Step<'_> {
             let shares = plan.slots.iter().zip(&plan.recipe.weights);
             let own = shares.filter(|(slot, _)| usize::from(slot.backend) == backend);
             BackendExplanation {
-                backend: backend_name(&self.decision.route, at, backend),
+                backend: backend_name(self.route, at, backend),
                 weight: recipe.weight,
                 share: own.map(|(_, weight)| *weight).sum(),
                 members: self.members(at, backend, plan),
@@ -86,9 +100,9 @@ impl Step<'_> {
     }
 
     fn members(&self, rule: usize, backend: usize, plan: &RulePlan) -> Vec<MemberShare> {
-        let Some(of_route) = self.decision.route.rules.get(rule) else { return Vec::new() };
+        let Some(of_route) = self.route.rules.get(rule) else { return Vec::new() };
         let none = Verdicts::new();
-        let verdicts = self.report.verdicts.get(rule).and_then(|r| r.get(backend)?.as_deref());
+        let verdicts = self.verdicts.get(rule).and_then(|r| r.get(backend)?.as_deref());
         let verdicts = verdicts.unwrap_or(&none);
         let mut shares = Vec::new();
         if let Serve::Members { tiers, .. } = &plan.recipe.backends[backend].serve {

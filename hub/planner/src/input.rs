@@ -9,7 +9,7 @@ use fairlead_model::policy::Policy;
 use fairlead_model::snapshot::Snapshot;
 use fairlead_model::{MemberId, Millis, RouteKey};
 
-use crate::{Memory, Report};
+use crate::{Memory, Report, RolloutInput};
 
 /// Everything that a plan is made of.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -24,6 +24,8 @@ pub struct FleetInput {
     pub memory: Memory,
     /// The hub's own settings.
     pub settings: Settings,
+    /// What is to be tried first, and what became of that.
+    pub rollout: RolloutInput,
 }
 
 /// What is known of a member.

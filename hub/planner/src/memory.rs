@@ -9,6 +9,8 @@ use fairlead_model::snapshot::Address;
 use fairlead_model::{ClusterUid, MemberId, Millis, NsName, RouteKey};
 use serde::{Deserialize, Serialize};
 
+use crate::rollout::Rollout;
+
 /// What one plan remembers for the next.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -23,6 +25,8 @@ pub struct Memory {
     pub absences: BTreeMap<MemberId, Absences>,
     /// The last decision of every route.
     pub decisions: BTreeMap<RouteKey, Arc<RouteDecision>>,
+    /// Changes of routes that are not everywhere.
+    pub rollouts: BTreeMap<RouteKey, Rollout>,
     /// Zones and addresses.
     pub dns: DnsMemory,
 }

@@ -59,8 +59,8 @@ pub(crate) fn assemble(
         for (key, decision) in decisions {
             let Some(entry) = decision.entries.get(id) else { continue };
             add_crossings(fleet, key, entry, &mut plan, &mut callers);
-            let EntryDecision { parents, rules } = entry.clone();
-            let route = Arc::clone(&decision.route);
+            let EntryDecision { parents, rules, route } = entry.clone();
+            let route = route.unwrap_or_else(|| Arc::clone(&decision.route));
             plan.routes.insert(key.clone(), RoutePlan { route, parents, rules });
         }
         plan.following = following(fleet, member, &plan);

@@ -49,6 +49,10 @@ pub struct RouteReport {
     pub kept: Option<Reason>,
     /// By rule, by backend; none = not a global backend.
     pub verdicts: Vec<Vec<Option<Arc<Verdicts>>>>,
+    /// The same of the rules that one member tries.
+    pub verdicts_tried: Vec<Vec<Option<Arc<Verdicts>>>>,
+    /// How far a change of it is, if it is not everywhere.
+    pub rollout: Option<(Reason, String)>,
 }
 
 /// May a member serve a backend? By member.

@@ -22,14 +22,25 @@ pub(crate) fn decide(fleet: &Fleet<'_>, gateways: &LocalGateways, report: &mut R
     let mut judge = Judge { fleet, known: BTreeMap::new() };
     let mut decided = Decided::new();
     for (key, route) in &fleet.policy.routes {
-        let verdicts = judge.route(route);
-        let copies = judge.mirrors(route);
-        let step = RouteStep { fleet, gateways, route, verdicts: &verdicts, copies: &copies };
-        decided.insert(key.clone(), step.decide(report));
-        report.routes.insert(key.clone(), RouteReport { kept: None, verdicts });
+        let (decision, verdicts) = judge.decide(gateways, route, report);
+        decided.insert(key.clone(), decision);
+        report.routes.insert(key.clone(), RouteReport { verdicts, ..RouteReport::default() });
     }
     decided
 }
+
+/// Decides one route, whether it is the one that the policy has or not.
+pub(crate) fn decide_one(
+    fleet: &Fleet<'_>,
+    gateways: &LocalGateways,
+    route: &Arc<GlobalRoute>,
+    report: &Report,
+) -> (RouteDecision, RuleVerdicts) {
+    Judge { fleet, known: BTreeMap::new() }.decide(gateways, route, report)
+}
+
+/// By rule, by backend; none = not a global backend.
+type RuleVerdicts = Vec<Vec<Option<Arc<Verdicts>>>>;
 
 /// Service, port, kind and way of what is sent, the route's namespace, seconds until stale, how traffic is
 /// given back.
@@ -42,6 +53,18 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    fn decide(
+        &mut self,
+        gateways: &LocalGateways,
+        route: &Arc<GlobalRoute>,
+        report: &Report,
+    ) -> (RouteDecision, RuleVerdicts) {
+        let (verdicts, copies) = (self.route(route), self.mirrors(route));
+        let fleet = self.fleet;
+        let step = RouteStep { fleet, gateways, route, verdicts: &verdicts, copies: &copies };
+        (step.decide(report), verdicts)
+    }
+
     fn route(&mut self, route: &GlobalRoute) -> Vec<Vec<Option<Arc<Verdicts>>>> {
         let mut rules = Vec::new();
         for rule in &route.rules {
@@ -126,7 +149,7 @@ impl RouteStep<'_> {
                     let rules = (0..self.route.rules.len())
                         .map(|at| self.rule(at, (id, member), &mut told))
                         .collect();
-                    entries.insert(id.clone(), EntryDecision { parents, rules });
+                    entries.insert(id.clone(), EntryDecision { parents, rules, route: None });
                 }
                 Err((reason, text)) => notes.push(Note::new(format!("member {id}"), reason, text)),
             }

@@ -416,7 +416,7 @@ impl Hub {
             memory.address_holders.clear();
         }
         let members = policy.members.keys().map(member).collect();
-        FleetInput { now, policy, members, memory, settings }
+        FleetInput { now, policy, members, memory, settings, rollout: Default::default() }
     }
 
     fn sights(&self) -> BTreeMap<MemberId, Sight> {

@@ -152,7 +152,9 @@ impl Facts<'_> {
                 let Some(verdict) = self.current.ingested.routes.get(&key) else {
                     return self.abandoned(object, old);
                 };
-                let members = self.summary(views.get(&key).unwrap_or(&none));
+                let mut members = self.summary(views.get(&key).unwrap_or(&none));
+                let rollout = self.look().rollout(&key);
+                members.rollout = rollout.map(|note| (note.reason, note.message));
                 let global = self.current.ingested.policy.routes.get(&key);
                 let found = global.and_then(|route| self.missing_backend(route));
                 Some(route_status(old, verdict, &members, found.as_ref(), self.now_text))

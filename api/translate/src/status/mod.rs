@@ -37,6 +37,8 @@ pub struct MemberSummary {
     pub differing: BTreeMap<MemberId, (Reason, String)>,
     /// Some of them only because a change is on its way to them since a moment.
     pub under_way: bool,
+    /// Why a change is not everywhere on purpose: it is tried first, or was stopped.
+    pub rollout: Option<(Reason, String)>,
 }
 
 impl MemberSummary {

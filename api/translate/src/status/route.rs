@@ -68,12 +68,18 @@ fn parent_conditions(
     {
         wanted.push(pinned(pin));
     }
+    if parent.accepted.is_yes()
+        && let Some((reason, message)) = &members.rollout
+    {
+        wanted.push(Wanted::new(keys::CONDITION_ROLLED_OUT, "False", *reason, message));
+    }
     let before = before.map_or(&[][..], |entry| raw::list(entry, "/conditions"));
     let mut ours = vec![
         keys::CONDITION_ACCEPTED,
         keys::CONDITION_RESOLVED_REFS,
         keys::CONDITION_PARTIALLY_INVALID,
         keys::CONDITION_PINNED,
+        keys::CONDITION_ROLLED_OUT,
     ];
     // What was said of this very generation holds while a change of the plan is on its way.
     let keeps = parent.accepted.is_yes()
@@ -170,7 +176,7 @@ mod tests {
         let waiting = |under_way| {
             let why = (Reason::WaitingForMembers, "not applied yet".to_owned());
             let differing = [(MemberId::new("east").unwrap(), why)].into();
-            MemberSummary { as_asked: 1, differing, under_way }
+            MemberSummary { as_asked: 1, differing, under_way, rollout: None }
         };
         let first = route_status(&Json::Null, &mk_verdict(1), &all, None, "t1");
         let moving = route_status(&first, &mk_verdict(1), &waiting(true), None, "t2");

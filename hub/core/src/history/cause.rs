@@ -23,6 +23,8 @@ pub struct Facts<'a> {
     pub policy_generations: BTreeMap<&'a NsName, i64>,
     /// Routes that are pinned, and to which revision.
     pub pinned: BTreeMap<&'a RouteKey, u64>,
+    /// How far changes of routes are that are not everywhere, in words.
+    pub rollouts: BTreeMap<&'a RouteKey, &'a str>,
     /// What members are held for.
     pub states: BTreeMap<&'a MemberId, MemberState>,
 }
@@ -54,10 +56,16 @@ fn of_route(pair: &Pair<'_>, before: Option<&Facts<'_>>, after: &Facts<'_>) -> O
     let generation = |facts: &Facts<'_>| facts.route_generations.get(pair.key).copied();
     let then = before.and_then(generation);
     let now = generation(after);
+    let staged =
+        |facts: Option<&Facts<'_>>| facts?.rollouts.get(pair.key).map(|text| (*text).to_owned());
     let what = match (pair.pinned, pair.route) {
         ((before, Some(to)), _) if before != Some(to) => format!("pinned to revision {to}"),
         ((Some(from), None), _) => format!("released from revision {from}"),
         (_, (None, Some(_))) => "attached".to_owned(),
+        _ if staged(before) != staged(Some(after)) => match staged(Some(after)) {
+            Some(text) => text,
+            None => "edited; it is everywhere now".to_owned(),
+        },
         (_, (Some(_), None)) => "deleted, or attached no more".to_owned(),
         (_, (Some(old), Some(new))) if is_edited(old, new) => match then == now {
             true => "what it refers to, or what may attach to its Gateways, changed".to_owned(),

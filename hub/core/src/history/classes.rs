@@ -35,13 +35,18 @@ impl Classes {
     /// The classes of a decision.
     pub(crate) fn of(decision: &RouteDecision) -> Self {
         let mut groups: BTreeMap<Key<'_>, BTreeSet<MemberId>> = BTreeMap::new();
+        let mut classes = Vec::new();
         for (entry, decided) in &decision.entries {
-            groups.entry(key(decided)).or_default().insert(entry.clone());
+            match &decided.route {
+                // It tries something, by rules of its own.
+                Some(route) => {
+                    classes.push(([entry.clone()].into(), shares(route, &key(decided))));
+                }
+                None => drop(groups.entry(key(decided)).or_default().insert(entry.clone())),
+            }
         }
-        let classes = groups
-            .into_iter()
-            .map(|(key, entries)| (entries, shares(&decision.route, &key)))
-            .collect();
+        let class = |(key, entries)| (entries, shares(&decision.route, &key));
+        classes.extend(groups.into_iter().map(class));
         Self::ordered(classes)
     }
 
