@@ -77,10 +77,16 @@ async fn make_room(fleet: &Fleet<'_>) -> Result<()> {
             port["containerPort"] = json!(OTHER_PORT);
         }
     }
+    // Ports are merged by their numbers: an apply would keep the old one beside the new one.
+    objects.delete(&key).await?;
+    objects.wait_gone(&key, LIMIT).await?;
     objects
         .apply(&json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
-            "metadata": {"name": keys::HUB, "namespace": keys::NAMESPACE},
+            "metadata": {
+                "name": keys::HUB, "namespace": keys::NAMESPACE,
+                "labels": deployment["metadata"]["labels"],
+            },
             "spec": deployment["spec"],
         }))
         .await?;
