@@ -297,7 +297,10 @@ fn merge(into: &mut Json, patch: &Json) {
     match patch {
         Json::Object(map) => {
             for (key, value) in map {
-                merge(&mut into[key], value);
+                match (value, into.as_object_mut()) {
+                    (Json::Null, Some(fields)) => drop(fields.remove(key)),
+                    _ => merge(&mut into[key], value),
+                }
             }
         }
         _ => *into = patch.clone(),

@@ -120,8 +120,11 @@ mod tests {
         let differing = (10..22).map(|at| {
             (MemberId::new(&format!("m{at}")).unwrap(), (Reason::NameConflict, String::new()))
         });
-        let summary =
-            MemberSummary { as_asked: 3, differing: differing.collect(), under_way: false };
+        let summary = MemberSummary {
+            as_asked: 3,
+            differing: differing.collect(),
+            ..MemberSummary::default()
+        };
         let text = summary.sentence();
         assert!(text.starts_with("in 3 of 15 members; not in m10: NameConflict, m11"), "{text}");
         assert!(text.ends_with("m19: NameConflict and 2 more"), "{text}");

@@ -45,7 +45,7 @@ pub(crate) fn causes(pair: &Pair<'_>, before: Option<&Facts<'_>>, after: &Facts<
     let now = pair.decision.1.map(Standings::of).unwrap_or_default();
     if let Some(before) = before {
         found.extend(of_members(before, after, &then, &now));
-        found.extend(of_counts(&then, &now));
+        found.extend(of_counts(pair, &then, &now));
         found.extend(of_entries(pair));
     }
     found.truncate(CAUSES_MAX);
@@ -195,8 +195,14 @@ fn spec_change(old: Option<&MemberSpec>, new: Option<&MemberSpec>) -> Option<Str
     }
 }
 
-fn of_counts(then: &Standings<'_>, now: &Standings<'_>) -> Vec<Cause> {
-    let all: BTreeSet<_> = then.0.keys().chain(now.0.keys()).collect();
+fn of_counts(pair: &Pair<'_>, then: &Standings<'_>, now: &Standings<'_>) -> Vec<Cause> {
+    let is_edited = matches!(pair.route, (Some(old), Some(new)) if is_edited(old, new));
+    let has = |standings: &Standings<'_>, service: &NsName| {
+        standings.0.keys().any(|(_, of)| *of == service)
+    };
+    // Whoever leads a route to another service says nothing of those who serve either.
+    let bears = |at: &&(&MemberId, &NsName)| !is_edited || (has(then, at.1) && has(now, at.1));
+    let all: BTreeSet<_> = then.0.keys().chain(now.0.keys()).filter(bears).collect();
     let cause = |at: &(&MemberId, &NsName)| {
         let (member, service) = *at;
         let what = match (then.0.get(at), now.0.get(at)) {
