@@ -16,8 +16,8 @@ use fairlead_translate::CapabilityKeys;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
 use tokio::sync::watch::Receiver;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

@@ -7,14 +7,22 @@
 //!
 //! The world's own hub cluster stays idle. Leaves the world as it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::{Value, json};
 
 use crate::{
-    fleet::{Fleet, dump::Dump, program::build_programs, shop},
+    fleet::{
+        Fleet,
+        dump::{self, Dump},
+        program::build_programs,
+        shop,
+    },
     object::ObjectKey,
     report::{Facts, Figures, Finding, figures, seconds},
     wait::{self, Look},
@@ -29,6 +37,8 @@ const GATEWAY: &str = "public";
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(90);
 /// A loop between hub and agent would write many times while so many requests pass.
 const REQUESTS: usize = 400;
+/// Requests of one look at who answers.
+const LOOK_REQUESTS: usize = 20;
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     tokio::task::spawn_blocking(build_programs).await??;
@@ -163,17 +173,30 @@ async fn crossing(fleet: &Fleet<'_>) -> Result<Finding> {
         // The catalog is in west alone, the cart in both.
         let catalog = shop::ask(address, shop::CATALOG).await?;
         holds &= catalog.status == 200 && catalog.target() == OTHER;
+        wait_targets(&entry, address).await?;
         let mut targets: BTreeMap<String, u32> = BTreeMap::new();
         for _ in 0..REQUESTS / 2 {
             let seen = shop::ask(address, shop::CART).await?;
             holds &= seen.status == 200;
             *targets.entry(seen.target().to_owned()).or_default() += 1;
         }
-        holds &=
-            targets.keys().map(String::as_str).collect::<BTreeSet<_>>() == [HOME, OTHER].into();
+        holds &= targets.keys().map(String::as_str).eq([HOME, OTHER]);
         more.insert(format!("cart_through_{entry}"), json!(targets));
     }
     Ok(Finding::new(holds, more))
+}
+
+/// Waits until an entry leads to both: a first share comes a little after its route.
+async fn wait_targets(entry: &str, address: SocketAddr) -> Result<()> {
+    wait::until(&format!("{entry} to use both members"), LIMIT, || async {
+        let mut seen = BTreeSet::new();
+        for _ in 0..LOOK_REQUESTS {
+            seen.insert(shop::ask(address, shop::CART).await?.target().to_owned());
+        }
+        let both = seen.len() == 2;
+        Ok(if both { Look::Done(()) } else { Look::Not(format!("it uses {seen:?}")) })
+    })
+    .await
 }
 
 /// Whether Fairlead's hub says anything of an object.
@@ -233,8 +256,8 @@ async fn leave(fleet: &Fleet<'_>) -> Result<Finding> {
         })
         .map(str::to_owned)
         .collect();
-    let gateway = format!("Gateway {}/{GATEWAY}", shop::GATEWAY_NAMESPACE);
-    let declared = there.keys().iter().any(|key| key.starts_with(&gateway));
+    let gateway = dump::key(GATEWAY_API, "Gateway", shop::GATEWAY_NAMESPACE, GATEWAY);
+    let declared = there.get(&gateway).is_some();
     let entries = fleet.entries().await?;
     let west = *entries.get(OTHER).context("west has no entry")?;
     let seen = shop::ask(west, shop::CART).await?;
