@@ -136,7 +136,8 @@ fn ingested(input: &Value) -> Value {
         let message = why[1].as_str().unwrap().to_owned();
         (MemberId::new(member).unwrap(), (reason(&why[0]), message))
     });
-    let members = MemberSummary { as_asked, differing: differing.collect(), under_way: false };
+    let members =
+        MemberSummary { as_asked, differing: differing.collect(), under_way: false, rollout: None };
     let against = input["found"]
         .as_array()
         .map(|found| (reason(&found[0]), found[1].as_str().unwrap().to_owned()));
