@@ -49,6 +49,26 @@ const UNSEEN: &[(&str, &str)] = &[];
 /// Our reasons that no golden shows, and the test that does: file and function.
 const SHOWN_ELSEWHERE: &[(Reason, &str, &str)] = &[
     (
+        Reason::Pinned,
+        "api/translate/src/status/route.rs",
+        "a_pin_is_a_condition_and_goes_with_its_release",
+    ),
+    (
+        Reason::RollingOut,
+        "hub/planner/src/rollout_test.rs",
+        "a_large_change_is_tried_at_one_member_and_goes_on_when_it_goes_well",
+    ),
+    (
+        Reason::RolloutStopped,
+        "hub/planner/src/rollout_test.rs",
+        "what_stops_a_change_is_said_and_nobody_keeps_it",
+    ),
+    (
+        Reason::CertificateExpired,
+        "hub/tests/agent_port.rs",
+        "an_expired_certificate_renews_with_its_own_key_and_does_nothing_else",
+    ),
+    (
         Reason::NoSnapshot,
         "hub/src/status/desired_test.rs",
         "a_lost_stream_and_one_that_never_was_are_told_apart",

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use fairlead_model::policy::{Backend, BackendTarget, Spread};
 use fairlead_model::{MemberId, NsName, Reason, RouteKey};
-use fairlead_translate::ingest::hub::{HubObjects, Ingested, ingest_hub};
+use fairlead_translate::ingest::hub::{HubObjects, Ingested, Pin, ingest_hub};
 use fairlead_translate::status::{
     GatewayFacts, MemberSummary, dns_policy_status, gateway_class_status, gateway_status,
     listener_set_status, route_status, traffic_policy_status,
@@ -125,7 +125,12 @@ fn brief(status: &Value) -> Value {
 }
 
 fn ingested(input: &Value) -> Value {
-    let (objects, statuses) = objects(input);
+    let (mut objects, statuses) = objects(input);
+    // Pins whose revision cannot be had, as the hub's history says: route, reason, message.
+    for (key, why) in input["pins"].as_object().into_iter().flatten() {
+        let fault = Some((reason(&why[0]), why[1].as_str().unwrap().to_owned()));
+        objects.pins.insert(key.parse().unwrap(), Pin { at: None, fault });
+    }
     let found = ingest_hub(&objects);
     let status = |kind: &str, name: &NsName| {
         statuses.get(&format!("{kind}/{}", name.name)).cloned().unwrap_or_default()
