@@ -49,11 +49,6 @@ const UNSEEN: &[(&str, &str)] = &[];
 /// Our reasons that no golden shows, and the test that does: file and function.
 const SHOWN_ELSEWHERE: &[(Reason, &str, &str)] = &[
     (
-        Reason::Pinned,
-        "api/translate/src/status/route.rs",
-        "a_pin_is_a_condition_and_goes_with_its_release",
-    ),
-    (
         Reason::RollingOut,
         "hub/planner/src/rollout_test.rs",
         "a_large_change_is_tried_at_one_member_and_goes_on_when_it_goes_well",
