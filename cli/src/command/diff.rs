@@ -11,9 +11,10 @@ use crate::hub_api::HubApi;
 use crate::output::{self, Format, list};
 
 const AFTER_HELP: &str = "\
-Without M: from revision N to now. Shares that are the same at both are not shown, whatever happened in
-between. Of rules it says which part differs and never a value; -o json has the same. For more entries than
-the history keeps by name (64 that send alike) those are compared that it does.
+Without M: from revision N to now. Shares that are the same at both are not shown, whatever
+happened in between. Of rules it says which part differs and never a value; -o json has the
+same. For more entries than the history keeps by name (64 that send alike) those are compared
+that it does.
 
 EXAMPLES
   fairlead history                      # shows the revisions

@@ -11,10 +11,11 @@ use crate::hub_api::HubApi;
 use crate::output::{self, Format, age, columns, percent};
 
 const AFTER_HELP: &str = "\
-A revision is a number that rises whenever traffic of a route moves, or its rules change; all routes that
-changed at once share it. CHANGE says for which entries (members where requests come in) which share went
-from what to what; \"itself\" is the entry's own Service. What an agent does by itself while it cannot reach
-a member is not in it, since the hub decided nothing then. Old changes fall out: see `fairlead status`.
+A revision is a number that rises whenever traffic of a route moves, or its rules change; all
+routes that changed at once share it. CHANGE says for which entries (members where requests
+come in) which share went from what to what; \"itself\" is the entry's own Service. What an
+agent does by itself while it cannot reach a member is not in it, since the hub decided
+nothing then. Old changes fall out: see `fairlead status`.
 
 EXAMPLES
   fairlead history

@@ -22,12 +22,13 @@ use crate::output;
 use crate::progress::Steps;
 
 const AFTER_HELP: &str = "\
-A pin holds the route's rules and the TrafficPolicies that acted on them then, whatever is written since,
-until --release. All else is as of now: members that die are taken out and come back, withdrawn exports and
-grants take traffic away, drains act, addresses are the present ones, and where the route attaches is what
-it says now. A pin needs a revision of this very route, as `fairlead history ROUTE` lists them; it stays in
-the history for as long as the pin does. It is seen in `fairlead get routes`, `explain` and the route's
-condition fairlead.dev/Pinned.
+A pin holds the route's rules and the TrafficPolicies that acted on them then, whatever is
+written since, until --release. All else is as of now: members that die are taken out and come
+back, withdrawn exports and grants take traffic away, drains act, addresses are the present
+ones, and where the route attaches is what it says now. A pin needs a revision of this very
+route, as `fairlead history ROUTE` lists them; it stays in the history for as long as the pin
+does. It is seen in `fairlead get routes`, `explain` and the route's condition
+fairlead.dev/Pinned.
 
 This writes annotation fairlead.dev/pin on the route, so it needs `get` and `patch` there.
 

@@ -21,15 +21,16 @@ use crate::progress::Steps;
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
 const AFTER_HELP: &str = "\
-hub-ca           the CA of the control plane. Members get certificates of the new one beside the old, then the
-                 old one goes. Join lines that were printed before name the old one: print new ones.
-capability-keys  the keys behind capabilities and server names. Doors know a new key before any route uses
-                 it; afterwards nothing opens by what a route held before.
+hub-ca           the CA of the control plane. Members get certificates of the new one beside the
+                 old, then the old one goes. Join lines that were printed before name the old
+                 one: print new ones.
+capability-keys  the keys behind capabilities and server names. Doors know a new key before any
+                 route uses it; afterwards nothing opens by what a route held before.
 
-No request fails and nobody joins anew. Every registered member is waited for before each step: one that is
-away holds the change up, unless you leave it out with --without. A member that was left out has to join
-again after hub-ca; after capability-keys others do not let it in until it is back.
-Run again while a change is under way, the command follows it.
+No request fails and nobody joins anew. Every registered member is waited for before each
+step: one that is away holds the change up, unless you leave it out with --without. A member
+that was left out has to join again after hub-ca; after capability-keys others do not let it
+in until it is back. Run again while a change is under way, the command follows it.
 
 EXAMPLES
   fairlead rotate hub-ca
