@@ -17,6 +17,7 @@ use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 use serde_json::json;
 
 use crate::{
+    clock::Clocks,
     gateway::Gateway,
     launch::Launch,
     object::{Objects, fill, parse},
@@ -69,6 +70,7 @@ pub struct Local {
     pub(crate) api: Unit,
     pub(crate) controllers: Unit,
     pub(crate) gateway: Option<Gateway>,
+    pub(crate) clocks: Clocks,
     pub(crate) ca_pem: String,
 }
 
@@ -130,6 +132,7 @@ impl Cluster {
                 controllers_args(&dir, &manager_config),
             ),
             gateway,
+            clocks: Clocks::new(&dir),
             ca_pem: credentials.ca.cert_pem().to_owned(),
             namespace: site.namespace,
             address: site.address,

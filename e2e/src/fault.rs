@@ -91,7 +91,7 @@ impl Faults<'_> {
 
     async fn start_gateway_if_down(&self, local: &Local) -> Result<()> {
         match &local.gateway {
-            Some(gateway) if !gateway.is_running() => gateway.start().await,
+            Some(gateway) if !gateway.is_running() => gateway.start(&local.clocks.gateway).await,
             _ => Ok(()),
         }
     }

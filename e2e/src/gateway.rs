@@ -16,6 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    clock::Clock,
     cluster::{Cluster, Site},
     launch::{Access, Bind, FileTree, Launch},
     object::{ObjectKey, fill, namespace, parse},
@@ -31,6 +32,7 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 
 pub struct Gateway {
     unit: Unit,
+    launch: Launch,
     certgen: Unit,
 }
 
@@ -77,8 +79,10 @@ impl Gateway {
         ];
         // Writes the Secret that Envoy Gateway wants for client certificates towards backends.
         let certgen = vec![program, "certgen".into(), "--disable-topology-injector".into()];
+        let server = launch(server);
         Ok(Self {
-            unit: Unit::new(format!("gateway of {cluster}"), log("gateway"), launch(server)),
+            unit: Unit::new(format!("gateway of {cluster}"), log("gateway"), server.clone()),
+            launch: server,
             certgen: Unit::new(
                 format!("certgen of {cluster}"),
                 log("gateway-certgen"),
@@ -112,8 +116,9 @@ impl Gateway {
         self.unit.unless_it_ends(accepted).await
     }
 
-    /// Starts it again after a kill.
-    pub(crate) async fn start(&self) -> Result<()> {
+    /// Starts it again after a kill, by this clock.
+    pub(crate) async fn start(&self, clock: &Clock) -> Result<()> {
+        self.unit.set_launch(clock.equip(self.launch.clone())?);
         self.unit.start().await
     }
 

@@ -382,7 +382,11 @@ impl Node {
             workload.restarts += 1;
         }
         let local = self.cluster.local()?;
-        match workload.plan.launch(local, &workload.pod, &workload.volumes, &self.programs) {
+        let launch = workload
+            .plan
+            .launch(local, &workload.pod, &workload.volumes, &self.programs)
+            .and_then(|launch| local.clocks.program.equip(launch));
+        match launch {
             Ok(launch) => workload.unit.set_launch(launch),
             Err(error) => {
                 let why = format!("{error:#}");

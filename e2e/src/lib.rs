@@ -7,6 +7,7 @@
 pub mod ask;
 pub mod backend;
 pub mod bench;
+pub mod clock;
 pub mod cluster;
 pub mod demo;
 pub mod disk;

@@ -46,6 +46,13 @@ pub const WORLD: &[Need] = &[
 pub const LOSS: &[Need] =
     &[Need { probe: &["nft", "--version"], package: Some("nftables"), purpose: "drops packets" }];
 
+/// Only for clocks that are moved.
+pub const CLOCKS: &[Need] = &[Need {
+    probe: &["faketime", "--version"],
+    package: Some("faketime"),
+    purpose: "moves the clocks of single programs",
+}];
+
 /// Only scenario `dns`: servers, resolvers and those who judge them.
 pub const NAMES: &[Need] = &[
     Need { probe: &["dig", "-v"], package: Some("bind9-dnsutils"), purpose: "asks for names" },

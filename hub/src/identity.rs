@@ -26,6 +26,8 @@ pub enum IdentityError {
 pub struct PeerCertificate {
     /// Whom it names.
     pub identity: Identity,
+    /// When it begins.
+    pub not_before: Millis,
     /// When it ends.
     pub not_after: Millis,
     /// Its public key (SubjectPublicKeyInfo, DER).
@@ -33,9 +35,9 @@ pub struct PeerCertificate {
 }
 
 impl PeerCertificate {
-    /// True when its time is over.
+    /// True when its time is over, or has not come: the clock that it was signed by was set back since.
     pub fn is_expired(&self, now: Millis) -> bool {
-        now > self.not_after
+        now > self.not_after || now < self.not_before
     }
 }
 
@@ -53,10 +55,12 @@ pub fn read_certificate(der: &[u8]) -> Result<PeerCertificate, IdentityError> {
     let names = certificate.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
     let names = names.ok_or(IdentityError::NoMember)?;
     let identity = names.value.general_names.iter().find_map(identity_of);
-    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    let millis = |seconds| Millis(u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000));
+    let validity = certificate.validity();
     Ok(PeerCertificate {
         identity: identity.ok_or(IdentityError::NoMember)?,
-        not_after: Millis(seconds.saturating_mul(1_000)),
+        not_before: millis(validity.not_before.timestamp()),
+        not_after: millis(validity.not_after.timestamp()),
         spki: certificate.public_key().raw.to_vec(),
     })
 }

@@ -5,7 +5,7 @@
 //! Lease at once, since it holds the store's claim to decide ([`crate::office`]) and the holder does not
 //! any more; one with another store waits until the holder is silent. Never gives the Lease up because the API server is away: nobody else can take it then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fairlead_crds::keys;
 use fairlead_hub_core::numbering::epoch_above;
@@ -48,9 +48,12 @@ enum Step {
     Exhausted,
 }
 
-fn decide(held: &Held, id: &str, stored: u64, now: Millis) -> Step {
-    let silent_ms = u64::from(DURATION_SECONDS.unsigned_abs()) * 1_000;
-    let alive = held.renewed_at.is_some_and(|at| now.since(at) < silent_ms);
+/// `unchanged` is how long we have seen the Lease as it is: the holder's clock may be days ahead of ours,
+/// and its last word would count as fresh for as long.
+fn decide(held: &Held, id: &str, stored: u64, now: Millis, unchanged: Duration) -> Step {
+    let silent = Duration::from_secs(u64::from(DURATION_SECONDS.unsigned_abs()));
+    let age = held.renewed_at.map(|at| Duration::from_millis(now.since(at)));
+    let alive = age.is_some_and(|age| age.max(unchanged) < silent);
     if !held.holder.is_empty() && store_of(&held.holder) != store_of(id) && alive {
         return Step::Wait(held.holder.clone());
     }
@@ -128,8 +131,9 @@ impl HubLease {
         mut tell: impl FnMut(String),
     ) -> Self {
         let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+        let mut seen = Seen::default();
         loop {
-            match try_acquire(&leases, id, stored).await {
+            match try_acquire(&leases, id, stored, &mut seen).await {
                 Ok(Ok(held)) => return Self { leases, held },
                 Ok(Err(why)) => tell(why),
                 Err(error) => {
@@ -183,14 +187,33 @@ impl HubLease {
     }
 }
 
+/// What the Lease said last, and since when.
+#[derive(Default)]
+struct Seen(Option<(Held, Instant)>);
+
+impl Seen {
+    /// How long it has been seen as it is.
+    fn unchanged(&mut self, found: &Held, now: Instant) -> Duration {
+        match &self.0 {
+            Some((seen, since)) if seen == found => now.saturating_duration_since(*since),
+            _ => {
+                self.0 = Some((found.clone(), now));
+                Duration::ZERO
+            }
+        }
+    }
+}
+
 async fn try_acquire(
     leases: &Api<Lease>,
     id: &str,
     stored: u64,
+    seen: &mut Seen,
 ) -> Result<Result<Held, String>, kube::Error> {
     let current = leases.get_opt(keys::LEASE_HUB).await?;
     let found = current.as_ref().map(read).unwrap_or_default();
-    let epoch = match decide(&found, id, stored, clock::now()) {
+    let unchanged = seen.unchanged(&found, Instant::now());
+    let epoch = match decide(&found, id, stored, clock::now(), unchanged) {
         Step::Take(epoch) => epoch,
         Step::Wait(holder) => return Ok(Err(format!("another hub ({holder}) holds the Lease"))),
         Step::Exhausted => return Ok(Err("no higher epoch exists; delete the Lease".to_owned())),
@@ -244,8 +267,26 @@ mod tests {
             (held("me", 99_999, u64::MAX), 2, Step::Exhausted),
         ];
         for (found, stored, want) in rows {
-            assert_eq!(decide(&found, "me.00000002", stored, now), want, "{found:?}");
+            let step = decide(&found, "me.00000002", stored, now, Duration::ZERO);
+            assert_eq!(step, want, "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_holder_whose_clock_is_ahead_is_waited_for_while_it_says_anything() {
+        let (day, second) = (86_400_000, Duration::from_secs(1));
+        let (mut seen, start, now) = (Seen::default(), Instant::now(), Millis(100_000));
+        let mut step = |lease: &Held, after: u32| {
+            let unchanged = seen.unchanged(lease, start + second * after);
+            decide(lease, "me.00000002", 4, now, unchanged)
+        };
+        let wait = Step::Wait("other".into());
+        let (first, renewed) = (held("other", 10 * day, 4), held("other", 10 * day + 5_000, 4));
+        assert_eq!(step(&first, 0), wait);
+        assert_eq!(step(&first, 14), wait);
+        assert_eq!(step(&renewed, 16), wait);
+        assert_eq!(step(&renewed, 30), wait);
+        assert_eq!(step(&renewed, 31), Step::Take(5));
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub const SERVER_RENEWAL: Duration = Duration::from_secs(24 * 3600);
 const CA_DAYS: u64 = 3650;
 /// Clocks of fresh machines are behind by a little; lives of tests are shorter than that.
 const BACKDATE_MS: u64 = 5 * 60 * 1_000;
+/// An agent whose clock was set back must reach the hub all the same, and be told. Its key is new, so
+/// that an early beginning gives nothing away.
+const SERVER_BACKDATE_MS: u64 = 30 * DAY_MS;
 const DAY_MS: u64 = 24 * 3600 * 1_000;
 /// Largest signing request: RSA 4096 with every extension fits.
 const CSR_BYTES_MAX: usize = 16 << 10;
@@ -96,10 +99,10 @@ pub struct SigningRequest {
     pub spki: Vec<u8>,
 }
 
-fn validity(params: &mut CertificateParams, now: Millis, life_ms: u64) {
+fn validity(params: &mut CertificateParams, now: Millis, life_ms: u64, backdate_ms: u64) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let at = |ms: u64| epoch + Duration::from_millis(ms);
-    params.not_before = at(now.0.saturating_sub(BACKDATE_MS.min(life_ms / 10)));
+    params.not_before = at(now.0.saturating_sub(backdate_ms));
     params.not_after = at(now.plus(life_ms).0);
 }
 
@@ -113,7 +116,7 @@ pub fn make_ca(now: Millis) -> Result<CaPem, PkiError> {
     params.distinguished_name.push(DnType::CommonName, "Fairlead hub CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    validity(&mut params, now, CA_DAYS * DAY_MS);
+    validity(&mut params, now, CA_DAYS * DAY_MS, BACKDATE_MS);
     let certificate = params.self_signed(&key).map_err(make("the CA certificate"))?;
     Ok(CaPem { certificate: certificate.pem(), key: key.serialize_pem() })
 }
@@ -164,7 +167,7 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        validity(&mut params, now, SERVER_DAYS * DAY_MS);
+        validity(&mut params, now, SERVER_DAYS * DAY_MS, SERVER_BACKDATE_MS);
         let leaf = params.signed_by(&key, &self.issuer).map_err(make("the hub's certificate"))?;
         Ok(ServerCertificate {
             chain: vec![leaf.der().clone(), self.certificate.clone()],
@@ -191,7 +194,7 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        validity(&mut params, now, life_ms);
+        validity(&mut params, now, life_ms, BACKDATE_MS.min(life_ms / 10));
         let public_key = request.params.public_key.clone();
         let signed = CertificateSigningRequestParams { params, public_key }.signed_by(&self.issuer);
         Ok(signed.map_err(make("the member's certificate"))?.pem())

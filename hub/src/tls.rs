@@ -3,7 +3,8 @@
 //! Owns the server's configuration: the hub's certificate, which is swapped while streams go on, and
 //! what is asked of clients. A client certificate is optional here, since a cluster that joins has
 //! none yet; each call checks what it needs ([`crate::link`]). Never lets an unsigned or foreign
-//! certificate through. An expired one passes, so that its owner can renew it, and nothing else.
+//! certificate through. One whose time is over or has not come passes, so that its owner can renew it, and
+//! nothing else.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +90,7 @@ pub fn server_config(
     Ok(config)
 }
 
-/// Checks certificates by the CAs of this very moment, and takes one whose time is over as if it were
+/// Checks certificates by the CAs of this very moment, and takes one whose time it is not as if it were
 /// its last second.
 struct Clients {
     authority: Arc<Authority>,
@@ -140,7 +141,10 @@ impl ClientCertVerifier for Clients {
         match strict.verify_client_cert(leaf, intermediates, now) {
             // webpki looks at the time before the signature, so the whole check is done again.
             Err(rustls::Error::InvalidCertificate(
-                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. },
             )) => {
                 let read = identity::read_certificate(leaf)
                     .map_err(|_| rustls::Error::from(CertificateError::BadEncoding))?;
@@ -216,14 +220,16 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_certificate_of_ours_passes_and_a_foreign_one_never() {
+    fn a_certificate_of_ours_passes_out_of_its_time_too_and_a_foreign_one_never() {
         let (ours, other) = (mk_ca(Millis(NOW.0 - YEAR_MS)), mk_ca(Millis(NOW.0 - YEAR_MS)));
-        let old = Millis(NOW.0 - YEAR_MS / 2);
+        let (old, future) = (Millis(NOW.0 - YEAR_MS / 2), NOW.plus(YEAR_MS));
         let rows = [
             (mk_leaf(&ours, NOW), true),
             (mk_leaf(&ours, old), true),
+            (mk_leaf(&ours, future), true),
             (mk_leaf(&other, NOW), false),
             (mk_leaf(&other, old), false),
+            (mk_leaf(&other, future), false),
         ];
         let verifier = verifier(ours, None);
         for (leaf, want) in rows {
@@ -233,10 +239,18 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_of_the_future_is_refused() {
-        let ca = mk_ca(NOW);
-        let leaf = mk_leaf(&ca, NOW.plus(YEAR_MS));
-        assert!(verifier(ca, None).verify_client_cert(&leaf, &[], unix_time(NOW)).is_err());
+    fn out_of_its_time_a_certificate_is_good_for_a_renewal_only() {
+        let leaf = mk_leaf(&mk_ca(NOW), NOW);
+        let peer = identity::read_certificate(&leaf).unwrap();
+        let rows = [
+            (Millis(NOW.0 - YEAR_MS), true),
+            (NOW, false),
+            (NOW.plus(YEAR_MS / 50 - 1_000), false),
+            (NOW.plus(YEAR_MS), true),
+        ];
+        for (now, expired) in rows {
+            assert_eq!(peer.is_expired(now), expired, "{now:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Fails with an error that says what a person can do; the caller tries again.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use fairlead_agent_core::renewal::Life;
@@ -123,6 +124,8 @@ pub struct Identities {
     kept: watch::Sender<Option<AgentIdentity>>,
     /// The CAs that the hub says are to be believed, PEM.
     told: watch::Sender<Option<String>>,
+    /// The hub says that our certificate is over, whatever our clock says.
+    doubted: AtomicBool,
 }
 
 impl Identities {
@@ -136,12 +139,18 @@ impl Identities {
     ) -> Self {
         let (gate, kept) = (Mutex::default(), watch::Sender::new(None));
         let told = watch::Sender::new(None);
-        Self { secrets, hub, introduction, bootstrap_dir, tracer, gate, kept, told }
+        let doubted = AtomicBool::default();
+        Self { secrets, hub, introduction, bootstrap_dir, tracer, gate, kept, told, doubted }
     }
 
     /// The hub says which CAs are to be believed. Only a renewal changes whom we believe.
     pub fn tell(&self, ca_pem: String) {
         self.told.send_replace(Some(ca_pem));
+    }
+
+    /// The hub refuses our certificate because of its time: it is renewed before it is shown again.
+    pub fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
     }
 
     /// What the hub said last.
@@ -160,8 +169,8 @@ impl Identities {
         self.kept.subscribe()
     }
 
-    /// The identity: the one that is kept, renewed when two thirds of its life are over; else a new
-    /// one for the bootstrap token.
+    /// The identity: the one that is kept, renewed when two thirds of its life are over or the hub says
+    /// that all of it is; else a new one for the bootstrap token.
     ///
     /// # Errors
     /// [`IdentityError`] when there is none to be had now.
@@ -200,7 +209,8 @@ impl Identities {
         let kept = self.secrets.get(keys::SECRET_AGENT_IDENTITY).await.map_err(secret_error)?;
         let kept = kept.unwrap_or_default();
         if let Some(identity) = identity_of(&kept).filter(|i| self.is_mine(i)) {
-            if identity.life().is_some_and(|life| !life.is_due(wall_now())) {
+            let doubted = self.doubted.swap(false, Ordering::Relaxed);
+            if !doubted && identity.life().is_some_and(|life| !life.is_due(wall_now())) {
                 return Ok(identity);
             }
             return self.renew(identity).await;

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairlead_agent_core::renewal::{self, Trust};
+use fairlead_agent_core::renewal::{self, Tried, Trust};
+use tracing::warn;
 
 use crate::clock::wall_now;
 use crate::identity::{AgentIdentity, Identities};
@@ -15,7 +16,7 @@ use crate::identity::{AgentIdentity, Identities};
 /// Keeps the certificate fresh for ever. The first one is the stream's business: it needs a token.
 pub async fn keep_fresh(identities: Arc<Identities>) {
     let (mut kept, mut told) = (identities.subscribe(), identities.told());
-    let mut failures = 0;
+    let mut tried = Tried::Well;
     loop {
         let identity = kept.borrow_and_update().clone();
         let Some((identity, life)) = identity.and_then(|i| Some((i.clone(), i.life()?))) else {
@@ -24,26 +25,42 @@ pub async fn keep_fresh(identities: Arc<Identities>) {
             continue;
         };
         let trust = trust(&identity, told.borrow_and_update().as_deref());
-        let wait = renewal::wait_ms(life, trust, failures, wall_now(), rand::random());
+        let wait = renewal::wait_ms(life, trust, tried, wall_now(), rand::random());
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(wait)) => {}
             Ok(()) = kept.changed() => {
-                failures = 0;
+                // By the stream: it renews what is due when it dials.
+                let held = kept.borrow().clone();
+                tried = held.map_or(Tried::Well, |held| came_of(&held));
                 continue;
             }
             Ok(()) = told.changed() => continue,
         }
         if trust == Trust::AsTold && !life.is_due(wall_now()) {
+            tried = Tried::Well;
             continue;
         }
-        // What went wrong was logged where it did. A renewal that did not help is one that failed.
-        let renewed = identities.refresh().await.ok();
-        let helps = |now: AgentIdentity| {
-            now.leaf != identity.leaf
-                && self::trust(&now, told.borrow().as_deref()) == Trust::AsTold
+        // What went wrong was logged where it did.
+        tried = match identities.refresh().await {
+            Ok(now) if helps(&now, &identity, told.borrow().as_deref()) => came_of(&now),
+            _ => tried.failed(),
         };
-        failures = if renewed.is_some_and(helps) { 0 } else { failures.saturating_add(1) };
     }
+}
+
+/// A renewal that brought nothing is one that failed.
+fn helps(now: &AgentIdentity, before: &AgentIdentity, told: Option<&str>) -> bool {
+    now.leaf != before.leaf && trust(now, told) == Trust::AsTold
+}
+
+fn came_of(renewed: &AgentIdentity) -> Tried {
+    let Some(life) = renewed.life().filter(|life| life.is_due(wall_now())) else {
+        return Tried::Well;
+    };
+    let (from, now) = (life.not_before.0, wall_now().0);
+    let apart_s = from.abs_diff(now) / 1_000;
+    warn!(apart_s, "the hub's clock and this cluster's are far apart: synchronise them (NTP)");
+    Tried::InVain
 }
 
 fn trust(identity: &AgentIdentity, told: Option<&str>) -> Trust {

@@ -12,7 +12,7 @@ use fairlead_model::ledger::Ledger;
 use fairlead_model::session::{ApplyReport, FromAgent, FromHub, OverlayReport};
 use fairlead_model::snapshot::Snapshot;
 use fairlead_model::traffic::TrafficReport;
-use fairlead_model::{Millis, PlanNumber};
+use fairlead_model::{Millis, PlanNumber, Reason};
 use fairlead_proto::convert::{HubAssembler, agent_messages};
 use fairlead_proto::ledger::snapshot_to_ledger;
 use fairlead_proto::pb::fleet_client::FleetClient;
@@ -294,6 +294,9 @@ fn dial_in_background(identities: Arc<Identities>) -> Stream {
             Ok(Err(trouble)) => trouble,
             Err(_) => Trouble::of("the hub does not answer"),
         };
+        if trouble.refused.as_deref() == Some(Reason::CertificateExpired.as_str()) {
+            identities.doubt();
+        }
         // The loop may have turned to another stream: then nobody wants to know.
         let _ = events_tx.send(Event::Ended(trouble)).await;
     });

@@ -1,11 +1,12 @@
 //! Identities: what renews itself, what a person changes, what is taken away, and what a thief can do.
 //!
-//! Agents' certificates live for seconds here, not days: that is how a hub is away for longer than
-//! they live without anybody's clock being moved. Everything happens under load.
+//! Agents' certificates live for seconds at first, to see them renewed, and for days from then on, while
+//! clocks are moved. Everything happens under load.
 //!
 //! Letters: a renewal, j refused joins, t a stolen certificate, k the agent's own rights in its cluster,
 //! c the hub's keys and CA changed, r a member that is removed, e Events. Leaves the world as it was.
 
+mod clock;
 mod event;
 mod join;
 mod removed;
@@ -44,15 +45,18 @@ const LIMIT: Duration = Duration::from_secs(90);
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     tokio::task::spawn_blocking(build_programs).await??;
     let fleet = Fleet::new(world)?;
+    world.fault().lend_clocks().await.context("giving programs clocks that can be moved")?;
     let told = tell(&fleet, facts).await;
     // Also after a failure: other scenarios share the world.
     let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let returned = world.fault().return_clocks().await.context("taking those clocks away again");
+    told.and(cleaned).and(returned)
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     set_up(fleet).await.context("setting the fleet up")?;
     renewal::play(fleet, facts).await?;
+    clock::play(fleet, facts).await?;
     join::play(fleet, facts).await;
     thief::play(fleet, facts).await?;
     rights::play(fleet, facts).await;
@@ -108,6 +112,10 @@ async fn epochs(fleet: &Fleet<'_>) -> Result<BTreeMap<String, u64>> {
     let epoch = |plan: &Option<String>| plan.as_deref()?.split_once('.')?.0.parse().ok();
     let members = status.members.iter();
     Ok(members.filter_map(|m| Some((m.member.to_string(), epoch(&m.plan_applied)?))).collect())
+}
+
+fn keys_stay(before: &BTreeMap<String, Leaf>, now: &BTreeMap<String, Leaf>) -> bool {
+    before.iter().all(|(name, leaf)| now.get(name).is_some_and(|n| n.key_pem == leaf.key_pem))
 }
 
 /// Waits until a look at all members' certificates finds nothing to wait for.

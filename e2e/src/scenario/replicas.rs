@@ -2,7 +2,7 @@
 //! Whatever happens to any of them, or to etcd, no request fails, no object is written again, and numbers
 //! only rise.
 
-mod hubs;
+pub(super) mod hubs;
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +31,8 @@ use crate::{
 const FAILBACK: Failback = Failback { after_s: 1, ramp_s: 0 };
 /// Watched on, after all is as it was.
 const AFTERWARDS: Duration = Duration::from_secs(3);
+/// Of the etcd.
+const NODES: usize = 3;
 /// Client ports of the nodes, for nftables.
 const ETCD_PORTS: &str = "23790-23792";
 /// The node whose hub is cut off from etcd.
@@ -38,20 +40,23 @@ const CUT: Hub = Hub(2);
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
-}
-
-async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
-    fleet.open_trial(FAILBACK).await.context("setting the fleet up")?;
-    let world = fleet.world();
     let local = world.hub().local()?;
     let place = Place::Cluster { namespace: local.namespace.clone(), address: local.address };
     let folder = tempfile::tempdir_in(world.folder()).context("a folder for etcd")?;
-    let etcd = Etcd::start(&world.tools().etcd, folder.path(), &place, 3, 0).await?;
-    let stage = Stage { fleet, hubs: Hubs::new(fleet, &etcd.endpoints())?, etcd };
+    let etcd = Etcd::start(&world.tools().etcd, folder.path(), &place, NODES, 0).await?;
+    let told = tell(&fleet, &etcd, facts).await;
+    // Also after a failure: other scenarios share the world.
+    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
+    // The hub must have its store until its members are gone.
+    for node in 0..NODES {
+        etcd.kill(node).await;
+    }
+    told.and(cleaned)
+}
+
+async fn tell(fleet: &Fleet<'_>, etcd: &Etcd, facts: &mut Facts) -> Result<()> {
+    fleet.open_trial(FAILBACK).await.context("setting the fleet up")?;
+    let stage = Stage { fleet, hubs: Hubs::new(fleet, &etcd.endpoints(), &[])?, etcd };
     let told = tokio::select! {
         told = stage.tell(facts) => told,
         ended = stage.hubs.play_service() => ended.map(|never| match never {}),
@@ -63,7 +68,7 @@ async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
 struct Stage<'a> {
     fleet: &'a Fleet<'a>,
     hubs: Hubs<'a>,
-    etcd: Etcd,
+    etcd: &'a Etcd,
 }
 
 /// What must stay as it is, and what must rise.

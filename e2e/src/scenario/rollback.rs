@@ -6,9 +6,10 @@
 //!  south ┘
 //! ```
 //!
-//! Letters: a history, diff and rollback, s changes that are tried at one member first. Leaves the world as
-//! it was.
+//! Letters: a history, diff and rollback, s changes that are tried at one member first, e the same with two
+//! hubs on an etcd. Leaves the world as it was.
 
+mod replicated;
 mod staged;
 
 use std::{
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 
 use super::spine::{EAST, SOUTH, WEST, clean_up, route, route_key, wait_shares};
 use crate::{
+    etcd::Etcd,
     fleet::{Fleet, program::build_programs, shop},
     load::Report,
     object::ObjectKey,
@@ -50,14 +52,18 @@ const NOW: [u32; 3] = [20, 80, 0];
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     tokio::task::spawn_blocking(build_programs).await??;
     let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
+    let folder = tempfile::tempdir_in(world.folder()).context("a folder for etcd")?;
+    let etcd = replicated::start_etcd(&fleet, folder.path()).await?;
+    let told = tell(&fleet, &etcd, facts).await;
     // Also after a failure: other scenarios share the world.
     let untraced = staged::close(&fleet).await;
     let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
+    // The hub must have its store until its members are gone.
+    etcd.kill(0).await;
     told.and(untraced).and(cleaned)
 }
 
-async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
+async fn tell(fleet: &Fleet<'_>, etcd: &Etcd, facts: &mut Facts) -> Result<()> {
     staged::open(fleet).await?;
     fleet.open_shop(SOUTH).await?;
     for member in fleet.world().members() {
@@ -85,7 +91,8 @@ async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     facts.look("a8", name, impossible(fleet)).await;
     let name = "a release under load brings the newest back and fails no request";
     facts.look("a9", name, released(fleet)).await;
-    staged::play(fleet, facts).await
+    staged::play(fleet, facts).await?;
+    replicated::play(fleet, etcd, facts).await
 }
 
 /// Gives the members weights, and waits until they hold.

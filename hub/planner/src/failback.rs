@@ -95,7 +95,8 @@ pub(crate) fn settle(
     let none = Absences::default();
     let mut failbacks = Failbacks::default();
     for (id, member) in members {
-        let before = memory.absences.get(id).unwrap_or(&none);
+        // The clock may have been set back: what is in the future counts from now.
+        let before = &memory.absences.get(id).unwrap_or(&none).not_after(now);
         let step = Step {
             now,
             configs: &configs,
@@ -285,8 +286,7 @@ impl Step<'_> {
             (Presence::Doubtful, Some(before)) if self.has_begun(&before, kind) => before,
             (Presence::Doubtful, Some(before)) => Absence { back_since: None, ..before },
             (Presence::Here, Some(before)) => {
-                // The clock was set back: what is in the future counts from now.
-                let since = before.back_since.unwrap_or(self.now).min(self.now);
+                let since = before.back_since.unwrap_or(self.now);
                 Absence { back_since: Some(since), ..before }
             }
         };

@@ -97,6 +97,24 @@ pub struct Absences {
 }
 
 impl Absences {
+    /// With no time after `now`: a clock that was set back must not make anybody wait for the day that it
+    /// showed before.
+    pub(crate) fn not_after(&self, now: Millis) -> Self {
+        let by_now = |time: Option<Millis>| time.map(|time| time.min(now));
+        let absence = |absence: Absence| Absence {
+            out_since: by_now(absence.out_since),
+            back_since: by_now(absence.back_since),
+            // Told by a person's object, and compared with nothing but itself.
+            asked_before: absence.asked_before,
+            asked_since: by_now(absence.asked_since),
+        };
+        Self {
+            ill: self.ill.map(absence),
+            drained: self.drained.map(absence),
+            stale: self.stale.iter().map(|(seconds, held)| (*seconds, absence(*held))).collect(),
+        }
+    }
+
     /// All of them.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Absence> {
         self.ill.iter().chain(&self.drained).chain(self.stale.values())

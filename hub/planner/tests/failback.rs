@@ -233,6 +233,17 @@ fn a_clock_that_steps_back_does_not_hold_a_member_forever() {
     assert_eq!(series(&mut input).last().unwrap(), &(90_000, 3_333));
 }
 
+#[test]
+fn a_clock_that_steps_back_does_not_hold_up_a_drain() {
+    let mut input = mk_input(mk_auto(30, 60));
+    step(&mut input);
+    set_drain(&mut input, "west", 8);
+    assert_eq!(share(&step(&mut input), "north", "west"), 2_857);
+    input.now = Millis(5);
+    let want = [(0, 2_857), (2_000, 2_308), (4_000, 1_666), (6_000, 909), (8_000, 0)];
+    assert_eq!(series(&mut input), want);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 

@@ -1,6 +1,8 @@
 //! When the agent's certificate is renewed, and how often that is tried.
 //!
-//! Owns two thirds of a life, and the waits after failures. Never reads a certificate or a clock.
+//! Owns two thirds of a life, and the waits after tries that failed or changed nothing. Never reads a
+//! certificate or a clock, and never believes the clock it is told: one that is wrong by days must
+//! neither keep a certificate from being renewed nor have it renewed without end.
 
 use fairlead_model::Millis;
 
@@ -24,6 +26,29 @@ pub enum Trust {
     Outdated,
 }
 
+/// What became of the last tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tried {
+    /// The last one brought what it should.
+    Well,
+    /// So many failed in a row.
+    Failed(u32),
+    /// The last one brought a certificate that is due by our clock, as the one before: our clock and the
+    /// hub's are days apart, and the next one will be no better.
+    InVain,
+}
+
+impl Tried {
+    /// After one more that failed.
+    #[must_use]
+    pub fn failed(self) -> Self {
+        match self {
+            Self::Well | Self::InVain => Self::Failed(1),
+            Self::Failed(times) => Self::Failed(times.saturating_add(1)),
+        }
+    }
+}
+
 /// From when until when a certificate is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life {
@@ -39,9 +64,10 @@ impl Life {
         self.not_before.plus(self.not_after.since(self.not_before) / 3 * 2)
     }
 
-    /// True when it is time for a new one.
+    /// True when it is time for a new one. One of the future is: it was made before a clock was set
+    /// back, ours or the hub's.
     pub fn is_due(self, now: Millis) -> bool {
-        now >= self.due_at()
+        now >= self.due_at() || now < self.not_before
     }
 
     /// True while it can be shown for more than its own renewal.
@@ -50,17 +76,20 @@ impl Life {
     }
 }
 
-/// How long to wait before the next try, after so many that failed in a row. `jitter` is any number:
-/// agents that failed together do not try together again.
-pub fn wait_ms(life: Life, trust: Trust, failures: u32, now: Millis, jitter: u64) -> u64 {
-    if failures == 0 {
-        return match trust {
-            Trust::AsTold => life.due_at().since(now).min(SLEEP_MS_MAX),
-            Trust::Outdated => jitter % SPREAD_MS,
-        };
+/// How long to wait before the next try. `jitter` is any number: agents that failed together do not try
+/// together again.
+pub fn wait_ms(life: Life, trust: Trust, tried: Tried, now: Millis, jitter: u64) -> u64 {
+    let about = |wait: u64| wait / 2 + jitter % (wait / 2 + 1);
+    match (tried, trust) {
+        (Tried::Failed(times), _) => {
+            let doubled = RETRY_MS.saturating_mul(1 << times.saturating_sub(1).min(10));
+            about(doubled.min(RETRY_MS_MAX))
+        }
+        (_, Trust::Outdated) => jitter % SPREAD_MS,
+        (Tried::InVain, Trust::AsTold) => about(SLEEP_MS_MAX),
+        (Tried::Well, Trust::AsTold) if life.is_due(now) => 0,
+        (Tried::Well, Trust::AsTold) => life.due_at().since(now).min(SLEEP_MS_MAX),
     }
-    let wait = RETRY_MS.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(RETRY_MS_MAX);
-    wait / 2 + jitter % (wait / 2 + 1)
 }
 
 #[cfg(test)]
@@ -72,7 +101,8 @@ mod tests {
     #[test]
     fn a_certificate_is_due_after_two_thirds_and_good_until_its_end() {
         let rows = [
-            (8_999, false, false),
+            (0, true, false),
+            (8_999, true, false),
             (9_000, false, true),
             (28_999, false, true),
             (29_000, true, true),
@@ -87,24 +117,48 @@ mod tests {
 
     #[test]
     fn it_is_waited_for_but_never_slept_through() {
-        let rows = [(9_000, 20_000), (28_000, 1_000), (29_000, 0), (99_000, 0)];
+        let rows = [(8_999, 0), (9_000, 20_000), (28_000, 1_000), (29_000, 0), (99_000, 0)];
         for (now, want) in rows {
-            assert_eq!(wait_ms(LIFE, Trust::AsTold, 0, Millis(now), 7), want);
+            assert_eq!(wait_ms(LIFE, Trust::AsTold, Tried::Well, Millis(now), 7), want);
         }
         let long = Life { not_after: Millis(u64::MAX / 4), ..LIFE };
-        assert_eq!(wait_ms(long, Trust::AsTold, 0, Millis(9_000), 7), SLEEP_MS_MAX);
-        assert!(wait_ms(long, Trust::Outdated, 0, Millis(9_000), u64::MAX) < SPREAD_MS);
+        let of = |trust, jitter| wait_ms(long, trust, Tried::Well, Millis(9_000), jitter);
+        assert_eq!(of(Trust::AsTold, 7), SLEEP_MS_MAX);
+        assert!(of(Trust::Outdated, u64::MAX) < SPREAD_MS);
     }
 
     #[test]
     fn failures_wait_longer_and_longer_up_to_a_bound() {
         for jitter in [0, 1, 499, 12_345, u64::MAX] {
-            let of = |failures| wait_ms(LIFE, Trust::Outdated, failures, Millis(30_000), jitter);
+            let of = |times| {
+                wait_ms(LIFE, Trust::Outdated, Tried::Failed(times), Millis(30_000), jitter)
+            };
             assert!((500..=1_000).contains(&of(1)), "{}", of(1));
             assert!((1_000..=2_000).contains(&of(2)), "{}", of(2));
-            for failures in [8, 40, u32::MAX] {
-                assert!((RETRY_MS_MAX / 2..=RETRY_MS_MAX).contains(&of(failures)));
+            for times in [8, 40, u32::MAX] {
+                assert!((RETRY_MS_MAX / 2..=RETRY_MS_MAX).contains(&of(times)));
             }
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_by_days_renews_now_and_then_and_not_without_end() {
+        for now in [Millis(0), Millis(900_000)] {
+            assert!(LIFE.is_due(now));
+            for jitter in [0, 7, u64::MAX] {
+                let wait = wait_ms(LIFE, Trust::AsTold, Tried::InVain, now, jitter);
+                assert!((SLEEP_MS_MAX / 2..=SLEEP_MS_MAX).contains(&wait), "{wait}");
+                // Another CA of the hub is fetched at once all the same.
+                assert!(wait_ms(LIFE, Trust::Outdated, Tried::InVain, now, jitter) < SPREAD_MS);
+            }
+        }
+    }
+
+    #[test]
+    fn failures_are_counted_from_the_last_that_went_well() {
+        assert_eq!(Tried::Well.failed(), Tried::Failed(1));
+        assert_eq!(Tried::InVain.failed(), Tried::Failed(1));
+        assert_eq!(Tried::Failed(1).failed(), Tried::Failed(2));
+        assert_eq!(Tried::Failed(u32::MAX).failed(), Tried::Failed(u32::MAX));
     }
 }

@@ -1,46 +1,36 @@
-//! a: agents' certificates are renewed in time, and after their time.
+//! a: agents' certificates are renewed in time, and after their time. From 4 on: [`super::clock`].
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use rcgen::KeyPair;
 use serde_json::json;
 
-use super::{LIFE, WEST, end_of, epochs, is_reason, leafs, now_ms, told, wait_leafs};
+use super::{
+    LIFE, WEST, end_of, epochs, is_reason, keys_stay, leafs, now_ms, told, wait_leafs,
+};
 use crate::{
     fleet::{
         Fleet,
         impostor::{Opening, cluster_uid},
-        trial::{PATH, pass, strict},
+        trial::{PATH, strict},
     },
     pki::Leaf,
-    report::{Facts, Finding, figures, seconds},
+    report::{Facts, Finding, figures},
 };
 
 /// So often each certificate is renewed while it is looked at.
 const RENEWALS: u64 = 2;
-/// The hub is away for longer than any certificate is good.
-const AWAY: Duration = Duration::from_secs(30);
-const AFTERWARDS: Duration = Duration::from_secs(3);
 
 pub(super) async fn play(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     let name =
         "certificates are renewed after two thirds of their life; streams and requests go on";
-    facts.look("a1", name, in_time(fleet)).await;
+    // Two renewals later it has expired.
     let first = leafs(fleet).await?;
-    let name = "the hub is away for longer than certificates live (short lives, no clock is moved): \
-                members come back by themselves, with the same key";
-    facts.look("a2", name, after_their_time(fleet, &first)).await;
+    facts.look("a1", name, in_time(fleet)).await;
     let name = "an expired certificate can be renewed with its own key, and nothing else";
     facts.look("a3", name, only_renewed(fleet, &first[WEST])).await;
     Ok(())
-}
-
-fn keys_stay(before: &BTreeMap<String, Leaf>, now: &BTreeMap<String, Leaf>) -> bool {
-    before.iter().all(|(name, leaf)| now.get(name).is_some_and(|n| n.key_pem == leaf.key_pem))
 }
 
 async fn in_time(fleet: &Fleet<'_>) -> Result<Finding> {
@@ -72,49 +62,6 @@ async fn in_time(fleet: &Fleet<'_>) -> Result<Finding> {
             ("renewed_after_percent_of_it", json!(shares)),
             ("same_streams", json!(same_streams)),
             ("same_keys", json!(keys_stay(&first, &held))),
-            ("failed", json!(report.failed())),
-            ("requests", json!(report.total())),
-        ]),
-    ))
-}
-
-async fn after_their_time(fleet: &Fleet<'_>, first: &BTreeMap<String, Leaf>) -> Result<Finding> {
-    let fault = fleet.world().fault();
-    let before = epochs(fleet).await?;
-    let load = fleet.start_left(PATH).await?;
-    fault.kill_hub().await?;
-    let start = Instant::now();
-    pass(&load, AWAY).await?;
-    let held = leafs(fleet).await?;
-    let mut expired = 0;
-    for leaf in held.values() {
-        expired += usize::from(end_of(&leaf.cert_pem)? < now_ms());
-    }
-    let away = start.elapsed();
-    fault.restore_hub().await?;
-    let start = Instant::now();
-    let newer = |now: &BTreeMap<String, Leaf>| {
-        let same = held.iter().find(|(name, leaf)| now[*name].cert_pem == leaf.cert_pem);
-        Ok(same.map(|(name, _)| format!("{name} has its expired certificate")))
-    };
-    let now = wait_leafs(fleet, "all certificates to be renewed", newer).await?;
-    let renewed = start.elapsed();
-    fleet.wait_settled().await?;
-    let back = start.elapsed();
-    pass(&load, AFTERWARDS).await?;
-    let report = strict(&load.stop().await);
-    let streams = epochs(fleet).await?;
-    let anew = before.iter().all(|(name, epoch)| streams.get(name) > Some(epoch));
-    let same_keys = keys_stay(first, &now);
-    Ok(Finding::new(
-        report.failed() == 0 && expired == held.len() && anew && same_keys,
-        figures([
-            ("hub_away_s", json!(seconds(away))),
-            ("expired", json!(expired)),
-            ("renewed_after_s", json!(seconds(renewed))),
-            ("all_as_before_after_s", json!(seconds(back))),
-            ("same_keys", json!(same_keys)),
-            ("joins", json!(0)),
             ("failed", json!(report.failed())),
             ("requests", json!(report.total())),
         ]),

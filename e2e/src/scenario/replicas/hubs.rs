@@ -37,7 +37,7 @@ const ADMIN_PORT: u16 = 8080;
 const FIRST_NODE: u8 = 201;
 const NODES: u8 = 2;
 /// Longer than a dead hub's claim lives, and a fleet takes to come back.
-pub(super) const LIMIT: Duration = Duration::from_secs(90);
+pub(in crate::scenario) const LIMIT: Duration = Duration::from_secs(90);
 const GRACE: Duration = Duration::from_secs(15);
 /// How often a Service looks who is ready.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
@@ -46,12 +46,12 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// One of the hubs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Hub(pub usize);
+pub(in crate::scenario) struct Hub(pub usize);
 
-pub(super) const ALL: [Hub; 3] = [Hub(0), Hub(1), Hub(2)];
+pub(in crate::scenario) const ALL: [Hub; 3] = [Hub(0), Hub(1), Hub(2)];
 
 /// The hubs.
-pub(super) struct Hubs<'a> {
+pub(in crate::scenario) struct Hubs<'a> {
     fleet: &'a Fleet<'a>,
     nodes: Vec<Node>,
     served: Mutex<Served>,
@@ -72,8 +72,12 @@ struct Node {
 }
 
 impl<'a> Hubs<'a> {
-    /// Makes the two nodes; nothing runs there yet.
-    pub(super) fn new(fleet: &'a Fleet<'a>, etcd: &[String]) -> Result<Self> {
+    /// Makes the two nodes, whose hubs get this environment; nothing runs there yet.
+    pub(in crate::scenario) fn new(
+        fleet: &'a Fleet<'a>,
+        etcd: &[String],
+        env: &[(&str, String)],
+    ) -> Result<Self> {
         let world = fleet.world();
         let local = world.hub().local()?;
         let [a, b, c, _] = local.address.octets();
@@ -91,10 +95,11 @@ impl<'a> Hubs<'a> {
                 format!("--namespace={}", keys::NAMESPACE),
                 format!("--etcd-endpoint={}", etcd.join(",")),
             ];
-            let kubeconfig = world.hub().kubeconfig().display().to_string();
+            let kubeconfig = ("KUBECONFIG", world.hub().kubeconfig().display().to_string());
+            let env = env.iter().cloned().chain([kubeconfig]);
             let launch = Launch {
                 argv: argv.to_vec(),
-                env: [("KUBECONFIG".to_owned(), kubeconfig)].into(),
+                env: env.map(|(name, value)| (name.to_owned(), value)).collect(),
                 netns: Some(namespace.clone()),
                 ..Launch::default()
             };
@@ -107,7 +112,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// Ends what runs on the nodes, and takes them and the Service away.
-    pub(super) async fn remove(&self) -> Result<()> {
+    pub(in crate::scenario) async fn remove(&self) -> Result<()> {
         let cluster = self.cluster()?;
         net::nft(&cluster, "table ip service\ndelete table ip service\n")?;
         for node in &self.nodes {
@@ -125,14 +130,14 @@ impl<'a> Hubs<'a> {
         self.nodes.get(hub.0.checked_sub(1)?)
     }
 
-    pub(super) fn address(&self, hub: Hub) -> Result<Ipv4Addr> {
+    pub(in crate::scenario) fn address(&self, hub: Hub) -> Result<Ipv4Addr> {
         match self.node(hub) {
             Some(node) => Ok(node.address),
             None => Ok(self.fleet.world().hub().local()?.address),
         }
     }
 
-    pub(super) fn pid(&self, hub: Hub) -> Result<Option<u32>> {
+    pub(in crate::scenario) fn pid(&self, hub: Hub) -> Result<Option<u32>> {
         match self.node(hub) {
             Some(node) => Ok(node.unit.pid()),
             None => {
@@ -143,7 +148,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// Starts it, if it does not run.
-    pub(super) async fn start(&self, hub: Hub) -> Result<()> {
+    pub(in crate::scenario) async fn start(&self, hub: Hub) -> Result<()> {
         match self.node(hub) {
             Some(node) if node.unit.is_running() => Ok(()),
             Some(node) => node.unit.start().await,
@@ -152,7 +157,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// SIGKILL; it stays down.
-    pub(super) async fn kill(&self, hub: Hub) -> Result<()> {
+    pub(in crate::scenario) async fn kill(&self, hub: Hub) -> Result<()> {
         match self.node(hub) {
             Some(node) => node.unit.kill().await,
             None => self.fleet.world().fault().kill_hub().await?,
@@ -161,7 +166,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// What a rolling upgrade does to a Pod: no new connections, SIGTERM, and a new one in its place.
-    pub(super) async fn replace(&self, hub: Hub) -> Result<()> {
+    pub(in crate::scenario) async fn replace(&self, hub: Hub) -> Result<()> {
         self.leave(Some(hub));
         self.serve_ready().await?;
         let replaced = self.start_again(hub).await;
@@ -197,16 +202,16 @@ impl<'a> Hubs<'a> {
         }
     }
 
-    pub(super) fn pause(&self, hub: Hub) -> Result<()> {
+    pub(in crate::scenario) fn pause(&self, hub: Hub) -> Result<()> {
         signal(self.pid(hub)?.context("the hub does not run")?, Signal::SIGSTOP)
     }
 
-    pub(super) fn wake(&self, hub: Hub) -> Result<()> {
+    pub(in crate::scenario) fn wake(&self, hub: Hub) -> Result<()> {
         signal(self.pid(hub)?.context("the hub does not run")?, Signal::SIGCONT)
     }
 
     /// Loses all packets from a node to the etcd.
-    pub(super) fn cut_from_etcd(&self, hub: Hub, ports: &str) -> Result<()> {
+    pub(in crate::scenario) fn cut_from_etcd(&self, hub: Hub, ports: &str) -> Result<()> {
         let from = self.node(hub).context("the first hub shares its node with the etcd")?.address;
         let rules = format!(
             "table ip partition {{ chain input {{ type filter hook input priority 0; \
@@ -215,7 +220,7 @@ impl<'a> Hubs<'a> {
         net::nft(&self.cluster()?, &rules)
     }
 
-    pub(super) fn mend(&self) -> Result<()> {
+    pub(in crate::scenario) fn mend(&self) -> Result<()> {
         net::nft(&self.cluster()?, "table ip partition\ndelete table ip partition\n")
     }
 
@@ -260,7 +265,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// Plays the Service as long as it is polled.
-    pub(super) async fn play_service(&self) -> Result<std::convert::Infallible> {
+    pub(in crate::scenario) async fn play_service(&self) -> Result<std::convert::Infallible> {
         loop {
             self.serve_ready().await?;
             tokio::time::sleep(LOOK_PERIOD).await;
@@ -268,7 +273,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// Starts again what ended by itself, as a kubelet does.
-    pub(super) async fn tend(&self, hub: Hub) -> Result<()> {
+    pub(in crate::scenario) async fn tend(&self, hub: Hub) -> Result<()> {
         match self.pid(hub)? {
             None => self.start(hub).await,
             Some(_) => Ok(()),
@@ -283,11 +288,11 @@ impl<'a> Hubs<'a> {
         Ok(String::from_utf8_lossy(answer.body()).into_owned())
     }
 
-    pub(super) async fn readiness(&self, hub: Hub) -> Result<String> {
+    pub(in crate::scenario) async fn readiness(&self, hub: Hub) -> Result<String> {
         self.ask(hub, "/readyz").await
     }
 
-    pub(super) async fn status(&self, hub: Hub) -> Result<StatusView> {
+    pub(in crate::scenario) async fn status(&self, hub: Hub) -> Result<StatusView> {
         Ok(serde_json::from_str(&self.ask(hub, "/api/v1/status").await?)?)
     }
 
@@ -299,12 +304,12 @@ impl<'a> Hubs<'a> {
         line.parse().with_context(|| format!("{name} {line}"))
     }
 
-    pub(super) async fn decides(&self, hub: Hub) -> Result<bool> {
+    pub(in crate::scenario) async fn decides(&self, hub: Hub) -> Result<bool> {
         Ok(self.figure(hub, "fairlead_hub_deciding").await? > 0.0)
     }
 
     /// Waits until one of these decides.
-    pub(super) async fn wait_decider(&self, among: &[Hub]) -> Result<Hub> {
+    pub(in crate::scenario) async fn wait_decider(&self, among: &[Hub]) -> Result<Hub> {
         wait::until("a hub to decide", LIMIT, || async {
             for hub in among {
                 if self.decides(*hub).await.unwrap_or(false) {
@@ -317,7 +322,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// Waits until a hub stands by, and says what it says of that.
-    pub(super) async fn wait_standby(&self, hub: Hub) -> Result<String> {
+    pub(in crate::scenario) async fn wait_standby(&self, hub: Hub) -> Result<String> {
         wait::until(&format!("{hub:?} to stand by"), LIMIT, || async {
             self.tend(hub).await?;
             let text = self.readiness(hub).await?;
@@ -333,7 +338,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// Which of them pass how many connections on, and who decides.
-    pub(super) async fn spread(&self) -> Result<Value> {
+    pub(in crate::scenario) async fn spread(&self) -> Result<Value> {
         let mut spread = serde_json::Map::new();
         for hub in ALL {
             let passed = self.figure(hub, "fairlead_hub_passed_connections").await?;
@@ -347,7 +352,7 @@ impl<'a> Hubs<'a> {
     }
 
     /// The one that decides, of all.
-    pub(super) async fn decider(&self) -> Result<Hub> {
+    pub(in crate::scenario) async fn decider(&self) -> Result<Hub> {
         self.wait_decider(&ALL).await
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     wait::{self, Look},
 };
 
-const GOOD: &str = "tea-good";
+pub(super) const GOOD: &str = "tea-good";
 const BAD: &str = "tea-bad";
 /// It must go well for that long, by the hub's flags.
 const WATCH: Duration = Duration::from_secs(6);
@@ -68,30 +68,7 @@ async fn prepare(fleet: &Fleet<'_>) -> Result<Finding> {
     }
     let key = ObjectKey::new(keys::API_VERSION, "TrafficPolicy", shop::NAMESPACE, POLICY);
     world.hub().objects().delete(&key).await?;
-    let env = [
-        ("FAIRLEAD_ROLLOUT_ABOVE_PERCENT", "20".to_owned()),
-        ("FAIRLEAD_ROLLOUT_MEMBER", WEST.to_owned()),
-        ("FAIRLEAD_ROLLOUT_REQUESTS_MIN", "20".to_owned()),
-        ("FAIRLEAD_ROLLOUT_WATCH_SECONDS", WATCH.as_secs().to_string()),
-    ];
-    let env: Vec<Value> =
-        env.into_iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
-    let containers = json!([{"name": "hub", "env": env}]);
-    let patch = json!({"spec": {"template": {"spec": {"containers": containers}}}});
-    let api: Api<Deployment> = Api::namespaced(world.hub().client(), keys::NAMESPACE);
-    let patched = api.patch(keys::HUB, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-    patched.context("flags of the hub")?;
-    wait::until("the hub to be back with its flags", LIMIT, || async {
-        let hub = api.get(keys::HUB).await?;
-        let generation = hub.metadata.generation;
-        let status = hub.status.unwrap_or_default();
-        let is_new = status.observed_generation == generation
-            && status.updated_replicas == Some(1)
-            && status.available_replicas == Some(1)
-            && status.replicas == Some(1);
-        Ok(if is_new { Look::Done(()) } else { Look::Not(format!("{status:?}")) })
-    })
-    .await?;
+    restart_with(fleet, &flags()).await?;
     wait::until("the hub to answer", LIMIT, || async {
         Ok(match fleet.status().await {
             Ok(status) if status.held.is_empty() => Look::Done(()),
@@ -105,19 +82,52 @@ async fn prepare(fleet: &Fleet<'_>) -> Result<Finding> {
     Ok(fine())
 }
 
-async fn lead_to(fleet: &Fleet<'_>, service: &str) -> Result<()> {
+/// Changes of more than a fifth are tried, by west.
+pub(super) fn flags() -> [(&'static str, String); 4] {
+    [
+        ("FAIRLEAD_ROLLOUT_ABOVE_PERCENT", "20".to_owned()),
+        ("FAIRLEAD_ROLLOUT_MEMBER", WEST.to_owned()),
+        ("FAIRLEAD_ROLLOUT_REQUESTS_MIN", "20".to_owned()),
+        ("FAIRLEAD_ROLLOUT_WATCH_SECONDS", WATCH.as_secs().to_string()),
+    ]
+}
+
+/// Gives the hub more environment, and waits until it runs with it.
+pub(super) async fn restart_with(fleet: &Fleet<'_>, env: &[(&str, String)]) -> Result<()> {
+    let env: Vec<Value> =
+        env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let containers = json!([{"name": "hub", "env": env}]);
+    let patch = json!({"spec": {"template": {"spec": {"containers": containers}}}});
+    let client = fleet.world().hub().client();
+    let api: Api<Deployment> = Api::namespaced(client, keys::NAMESPACE);
+    let patched = api.patch(keys::HUB, &PatchParams::default(), &Patch::Strategic(&patch)).await;
+    patched.context("flags of the hub")?;
+    wait::until("the hub to be back with its flags", LIMIT, || async {
+        let hub = api.get(keys::HUB).await?;
+        let generation = hub.metadata.generation;
+        let status = hub.status.unwrap_or_default();
+        let is_new = status.observed_generation == generation
+            && status.updated_replicas == Some(1)
+            && status.available_replicas == Some(1)
+            && status.replicas == Some(1);
+        Ok(if is_new { Look::Done(()) } else { Look::Not(format!("{status:?}")) })
+    })
+    .await
+}
+
+pub(super) async fn lead_to(fleet: &Fleet<'_>, service: &str) -> Result<()> {
     let route = route(SERVICE, PATH, &[(service, 1)], &Value::Null);
     fleet.world().hub().objects().apply(&route).await.map(drop)
 }
 
 /// A load that has flowed for a moment.
-async fn flowing(fleet: &Fleet<'_>) -> Result<Running> {
+pub(super) async fn flowing(fleet: &Fleet<'_>) -> Result<Running> {
     let running = fleet.load(PATH).await?.rate(RATE).start();
     pass(&running, Duration::from_secs(2)).await?;
     Ok(running)
 }
 
-async fn pass(running: &Running, time: Duration) -> Result<()> {
+pub(super) async fn pass(running: &Running, time: Duration) -> Result<()> {
     let until = running.now() + time;
     wait::until("traffic", LIMIT, || async {
         let there = running.now() >= until;
@@ -136,7 +146,7 @@ fn first_by(report: &Report, version: &str) -> BTreeMap<String, Duration> {
 }
 
 /// Waits until every entry was answered by a version.
-async fn everywhere(running: &Running, version: &str) -> Result<()> {
+pub(super) async fn everywhere(running: &Running, version: &str) -> Result<()> {
     wait::until(&format!("version {version} everywhere"), TRIED_LIMIT, || async {
         let first = first_by(&running.so_far(), version);
         Ok(if first.len() == 3 { Look::Done(()) } else { Look::Not(format!("{first:?}")) })
@@ -145,7 +155,7 @@ async fn everywhere(running: &Running, version: &str) -> Result<()> {
 }
 
 /// What a change in two steps looks like: west has it first, and the others not before it was watched.
-fn steps(report: &Report, version: &str, failed: &Report) -> Finding {
+pub(super) fn steps(report: &Report, version: &str, failed: &Report) -> Finding {
     let first = first_by(report, version);
     let at = |name: &str| first.get(name).copied();
     let two_steps = at(WEST).is_some_and(|west| {
