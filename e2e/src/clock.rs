@@ -1,7 +1,7 @@
 //! Wall clocks that lie: those of hub, agents and gateways, moved while the programs run.
 //!
-//! libfaketime stands between a program and the C library and reads, at each look at the wall clock, a
-//! file with the offset. Monotonic time, and with it every timer, goes on as it is: a step is what NTP
+//! A small library (`preload/clock.c`) stands between a program and the C library and adds the seconds in
+//! a file to the wall clock. Monotonic time, and with it every timer, goes on as it is: a step is what NTP
 //! or a person would make. Everything else of a world keeps the machine's time: etcd, API servers,
 //! controllers, Envoy Gateway (Go asks the kernel, not the C library), backends and the harness itself.
 //!
@@ -9,12 +9,14 @@
 //! that do not ask for it run unmodified programs.
 
 use std::{
-    fs,
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     fault::Faults,
@@ -22,58 +24,59 @@ use crate::{
     system,
 };
 
-/// Where a program finds the folder with the file.
+const SOURCE: &str = include_str!("../preload/clock.c");
+const LIBRARY: &str = "clock.so";
+const OFFSET: &str = "offset";
+/// Where a program with a file tree of its own finds both.
 const INSIDE: &str = "/opt/clock";
-const FILE: &str = "offset";
-/// libfaketime names what its processes share by their ids, and refuses to start one whose name is
-/// taken: what killed ones left must go.
-const LEFT_BEHIND: [&str; 2] = ["sem.faketime_sem_", "faketime_shm_"];
 
-/// The clock of one cluster's programs.
+/// One clock.
 pub(crate) struct Clock {
     folder: PathBuf,
     lent: AtomicBool,
 }
 
 impl Clock {
-    /// A clock that nobody has yet; its file lies in a folder below this one.
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { folder: dir.join("clock"), lent: AtomicBool::new(false) }
+    fn new(folder: PathBuf) -> Self {
+        Self { folder, lent: AtomicBool::new(false) }
     }
 
     /// The launch with this clock, if it is lent.
-    pub(crate) fn equip(&self, mut launch: Launch) -> Result<Launch> {
+    pub(crate) fn equip(&self, mut launch: Launch) -> Launch {
         if !self.lent.load(Ordering::Relaxed) {
-            return Ok(launch);
+            return launch;
         }
-        let file = match &mut launch.root {
+        let folder = match &mut launch.root {
             Some(tree) => {
                 let (outside, inside) = (self.folder.clone(), PathBuf::from(INSIDE));
                 tree.binds.push(Bind { outside, inside, access: Access::ReadOnly });
-                Path::new(INSIDE).join(FILE)
+                Path::new(INSIDE)
             }
-            None => self.folder.join(FILE),
+            None => &self.folder,
         };
-        let text = |path: &Path| path.display().to_string();
-        launch.env.extend(
-            [
-                ("LD_PRELOAD", text(&library()?)),
-                ("FAKETIME_TIMESTAMP_FILE", text(&file)),
-                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-                ("FAKETIME_NO_CACHE", "1".to_owned()),
-                ("NO_FAKE_STAT", "1".to_owned()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value)),
-        );
-        Ok(launch)
+        let text = |file: &str| folder.join(file).display().to_string();
+        launch.env.extend([
+            ("LD_PRELOAD".to_owned(), text(LIBRARY)),
+            ("FAIRLEAD_E2E_CLOCK".to_owned(), text(OFFSET)),
+        ]);
+        launch
     }
 
-    /// Moves it; in one step, so that no reader finds half a number.
-    fn set(&self, offset_s: i64) -> Result<()> {
+    fn lend(&self, library: &Path) -> Result<()> {
         fs::create_dir_all(&self.folder).context("making a clock's folder")?;
-        let (new, file) = (self.folder.join("new"), self.folder.join(FILE));
-        fs::write(&new, format!("{offset_s:+}\n")).context("writing a clock")?;
-        fs::rename(new, file).context("moving a clock")
+        fs::copy(library, self.folder.join(LIBRARY)).context("copying a clock's library")?;
+        self.set(0)?;
+        self.lent.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Moves it. In place: programs have the file mapped, and eight aligned bytes are read whole.
+    fn set(&self, offset_s: i64) -> Result<()> {
+        let file = self.folder.join(OFFSET);
+        let mut options = OpenOptions::new();
+        let opened = options.write(true).create(true).truncate(false).open(&file);
+        let opened = opened.with_context(|| format!("opening {}", file.display()))?;
+        opened.write_all_at(&offset_s.to_ne_bytes(), 0).context("moving a clock")
     }
 }
 
@@ -93,11 +96,10 @@ pub(crate) struct Clocks {
 }
 
 impl Clocks {
+    /// Clocks that nobody has yet; their files lie in this folder.
     pub(crate) fn new(dir: &Path) -> Self {
-        Self {
-            program: Clock::new(&dir.join("clocks/program")),
-            gateway: Clock::new(&dir.join("clocks/gateway")),
-        }
+        let clock = |name: &str| Clock::new(dir.join("clocks").join(name));
+        Self { program: clock("program"), gateway: clock("gateway") }
     }
 
     fn both(&self) -> [&Clock; 2] {
@@ -107,34 +109,28 @@ impl Clocks {
 
 impl Faults<'_> {
     /// Programs that start from now on have clocks that can be moved; gateways are started anew for
-    /// it, and no request must be on its way.
+    /// it, so no request must be on its way.
     pub async fn lend_clocks(&self) -> Result<()> {
-        system::ensure(system::CLOCKS)?;
-        library()?;
+        let library = compile(self.0.folder())?;
         for cluster in self.0.clusters() {
-            for clock in cluster.local()?.clocks.both() {
-                clock.set(0)?;
-            }
+            cluster.local()?.clocks.both().into_iter().try_for_each(|clock| clock.lend(&library))?;
         }
-        self.change_clocks(true).await
+        self.restart_gateways().await
     }
 
-    /// Programs that start from now on have the machine's clock again.
+    /// Programs that start from now on have the machine's clock again, gateways at once.
     pub async fn return_clocks(&self) -> Result<()> {
-        self.change_clocks(false).await
-    }
-
-    async fn change_clocks(&self, lent: bool) -> Result<()> {
         for cluster in self.0.clusters() {
             for clock in cluster.local()?.clocks.both() {
-                clock.lent.store(lent, Ordering::Relaxed);
+                clock.lent.store(false, Ordering::Relaxed);
             }
         }
+        self.restart_gateways().await
+    }
+
+    async fn restart_gateways(&self) -> Result<()> {
         for member in self.0.members() {
             self.kill_gateway(member.name()).await?;
-        }
-        forget_shared();
-        for member in self.0.members() {
             self.restore_gateway(member.name()).await?;
         }
         Ok(())
@@ -152,27 +148,17 @@ impl Faults<'_> {
     }
 }
 
-/// The library, which has no place of its own on Debian: its folder is named after the machine's kind.
-fn library() -> Result<PathBuf> {
-    let folders = fs::read_dir("/usr/lib").context("listing /usr/lib")?;
-    let folders = folders.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut found = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
-    found.find(|path| path.is_file()).context(
-        "there is no libfaketimeMT.so.1 in /usr/lib/*/faketime: apt-get install faketime",
-    )
-}
-
-fn forget_shared() {
-    let Ok(entries) = fs::read_dir("/dev/shm") else { return };
-    for entry in entries.filter_map(Result::ok) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = LEFT_BEHIND.iter().find_map(|prefix| name.strip_prefix(prefix));
-        let Some(pid) = pid.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())) else { continue };
-        if !Path::new("/proc").join(pid).exists() {
-            // Somebody else may have been faster.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
+/// Makes the library in a folder.
+fn compile(folder: &Path) -> Result<PathBuf> {
+    system::ensure(system::CLOCKS)?;
+    let (source, library) = (folder.join("clock.c"), folder.join(LIBRARY));
+    fs::write(&source, SOURCE).context("writing the source of clocks")?;
+    let mut cc = Command::new("cc");
+    cc.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source);
+    let output = cc.output().context("starting cc")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cc cannot make the library of clocks:\n{said}");
+    Ok(library)
 }
 
 #[cfg(test)]
@@ -182,19 +168,25 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_not_lent_changes_no_launch() {
-        let clock = Clock::new(Path::new("/nowhere"));
+        let clock = Clock::new(PathBuf::from("/nowhere"));
         let launch = Launch { argv: vec!["sh".into()], ..Launch::default() };
-        assert_eq!(clock.equip(launch.clone()).unwrap(), launch);
+        assert_eq!(clock.equip(launch.clone()), launch);
     }
 
     #[test]
-    fn an_offset_is_written_whole_and_signed() {
+    fn a_program_with_a_lent_clock_lives_on_another_day() {
         let folder = tempfile::tempdir().unwrap();
-        let clock = Clock::new(folder.path());
-        for (offset, text) in [(864_000, "+864000\n"), (0, "+0\n"), (-60, "-60\n")] {
-            clock.set(offset).unwrap();
-            assert_eq!(fs::read_to_string(folder.path().join("clock/offset")).unwrap(), text);
-        }
-        assert_eq!(fs::read_dir(folder.path().join("clock")).unwrap().count(), 1);
+        let library = compile(folder.path()).unwrap();
+        let clock = Clock::new(folder.path().join("clock"));
+        clock.lend(&library).unwrap();
+        let year = |offset_s: i64| {
+            clock.set(offset_s).unwrap();
+            let launch = clock.equip(Launch::default());
+            let ran = Command::new("date").arg("+%Y").env_clear().envs(launch.env).output().unwrap();
+            String::from_utf8(ran.stdout).unwrap().trim().parse::<i32>().unwrap()
+        };
+        let ten_years = 10 * 366 * 86_400;
+        let now = year(0);
+        assert_eq!((year(ten_years), year(-ten_years)), (now + 10, now - 11));
     }
 }

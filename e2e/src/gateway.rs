@@ -118,7 +118,7 @@ impl Gateway {
 
     /// Starts it again after a kill, by this clock.
     pub(crate) async fn start(&self, clock: &Clock) -> Result<()> {
-        self.unit.set_launch(clock.equip(self.launch.clone())?);
+        self.unit.set_launch(clock.equip(self.launch.clone()));
         self.unit.start().await
     }
 

@@ -385,7 +385,7 @@ impl Node {
         let launch = workload
             .plan
             .launch(local, &workload.pod, &workload.volumes, &self.programs)
-            .and_then(|launch| local.clocks.program.equip(launch));
+            .map(|launch| local.clocks.program.equip(launch));
         match launch {
             Ok(launch) => workload.unit.set_launch(launch),
             Err(error) => {
