@@ -25,7 +25,6 @@ use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
 use crate::crossing::Crossing;
-use crate::disk::{Disk, Pins};
 use crate::door::{self, Answer, Connection, DoorError, Question};
 use crate::metrics::ProbeMetrics;
 use crate::tls::{self, Trust};
@@ -50,8 +49,6 @@ pub struct Prober {
     pub crossing: watch::Receiver<Option<Arc<Crossing>>>,
     /// Verdicts.
     pub report: watch::Sender<ProbeReport>,
-    /// Pinned CAs.
-    pub disk: Disk,
     /// Counters.
     pub metrics: ProbeMetrics,
 }
@@ -63,13 +60,11 @@ impl Prober {
     /// Keeps a probe running for each peer.
     pub async fn run(mut self) {
         let mut running = Running::new();
-        let mut pins = self.disk.pins();
         loop {
             let peers = self.peers.borrow_and_update().clone();
             let crossing = self.crossing.borrow_and_update().clone();
             self.stop_stale(&mut running, &peers, crossing.as_ref());
             if let Some(crossing) = crossing {
-                self.pin(&mut pins, &peers);
                 self.start_missing(&mut running, &peers, &crossing);
             }
             let changed = tokio::select! {
@@ -132,22 +127,6 @@ impl Prober {
             );
             let task = tokio::spawn(task).abort_handle();
             running.insert(member.clone(), (peer.clone(), crossing.clone(), task));
-        }
-    }
-
-    /// Remembers the first CA of each peer's cluster and says when it is another one.
-    fn pin(&self, pins: &mut Pins, peers: &BTreeMap<MemberId, Peer>) {
-        let before = pins.clone();
-        for (member, peer) in peers {
-            let pinned = pins.entry(peer.uid.clone()).or_insert_with(|| peer.ca_pem.clone());
-            if *pinned != peer.ca_pem {
-                warn!(%member, cluster = %peer.uid, "the peer's crossing CA is not the one seen first");
-            }
-        }
-        if *pins != before
-            && let Err(error) = self.disk.keep_pins(pins)
-        {
-            warn!(%error, "cannot keep the peers' CAs");
         }
     }
 }

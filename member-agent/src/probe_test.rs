@@ -12,7 +12,6 @@ struct World {
     peers: watch::Sender<Arc<BTreeMap<MemberId, Peer>>>,
     crossing: watch::Sender<Option<Arc<Crossing>>>,
     report: watch::Receiver<ProbeReport>,
-    _dir: tempfile::TempDir,
 }
 
 fn east() -> MemberId {
@@ -22,7 +21,6 @@ fn east() -> MemberId {
 impl World {
     /// One CA on both sides: what matters here is what becomes of answers.
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let callers = TestMember::new("uid-east");
         let (peers, peers_rx) = watch::channel(Arc::default());
         let (crossing, crossing_rx) = watch::channel(Some(Arc::new(callers.crossing.clone())));
@@ -32,11 +30,10 @@ impl World {
             peers: peers_rx,
             crossing: crossing_rx,
             report: report_tx,
-            disk: Disk::open(dir.path()).unwrap(),
             metrics: ProbeMetrics::default(),
         };
         tokio::spawn(prober.run());
-        Self { callers, peers, crossing, report, _dir: dir }
+        Self { callers, peers, crossing, report }
     }
 
     fn probe(&self, addresses: &[&str], port: u16) {
