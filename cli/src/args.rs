@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
     backup, completion, diff, drain, explain, failback, get, history, init, join, leave, migrate,
-    plan, restore, rollback, rotate, status, token, top, trace,
+    plan, restore, rollback, rotate, status, token, top, trace, trust,
 };
 
 const AFTER_HELP: &str = "\
@@ -92,8 +92,10 @@ pub(crate) enum Command {
     Backup(backup::BackupArgs),
     /// Make what a backup holds in a new hub cluster.
     Restore(restore::RestoreArgs),
-    /// Change the hub's CA or the keys of capabilities, while everything goes on.
+    /// Change the hub's CA, the keys of capabilities or a member's crossing CA, while everything goes on.
     Rotate(rotate::RotateArgs),
+    /// Show whose crossing CA this member believes, or confirm another one.
+    Trust(trust::TrustArgs),
     /// Turn what other systems have into global routes, to review.
     Migrate(migrate::MigrateArgs),
     /// Show what flows at present: rates, errors and latencies by entry and target.

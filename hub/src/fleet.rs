@@ -15,7 +15,7 @@ use fairlead_hub_core::push::Wanted;
 use fairlead_hub_core::session::{Close, Identity, Remembered, check_takeover};
 use fairlead_model::health::{ApiServer, MemberHealth, MemberState, ProbeReport};
 use fairlead_model::ledger::Digest;
-use fairlead_model::session::{ApplyReport, Hello, OverlayReport};
+use fairlead_model::session::{ApplyReport, CrossingHeld, Hello, OverlayReport};
 use fairlead_model::{ClusterUid, MemberId, Millis, PlanNumber, Reason};
 use tokio::sync::watch;
 
@@ -69,6 +69,8 @@ const APPLY_PATIENCE_MS: u64 = 10_000;
 pub struct Orders {
     /// The bundle that the member should hold.
     pub wanted: Option<Wanted>,
+    /// Who does not hold the member's crossing CA yet, while it changes.
+    pub crossing: Option<CrossingHeld>,
     /// End the stream.
     pub close: Option<Close>,
 }
@@ -120,6 +122,15 @@ pub struct MemberNow {
     pub synced: bool,
     /// Digest of the bundle that it should hold.
     pub wanted: Option<Digest>,
+}
+
+impl MemberNow {
+    /// It has written all of its newest plan, and its gateways have taken the routes of it.
+    pub fn holds_newest(&self) -> bool {
+        let applied = self.said.applied.as_ref().filter(|report| report.complete);
+        let is_newest = |report: &ApplyReport| Some(report.number) == self.said.sent;
+        self.connected && applied.is_some_and(|report| is_newest(report) && report.moving == 0)
+    }
 }
 
 impl Fleet {
@@ -229,7 +240,7 @@ impl Fleet {
         let member = hello.member.clone();
         let remembered = state.remembered(&member, &hello.uid);
         let wanted = state.wanted.get(&member).cloned();
-        let (orders, receiver) = watch::channel(Orders { wanted, close: None });
+        let (orders, receiver) = watch::channel(Orders { wanted, ..Orders::default() });
         let live = Live { epoch, hello: hello.clone(), orders };
         if let Some(older) = state.live.insert(member.clone(), live) {
             older.close(Reason::OldNumber, "a newer stream of this member was opened");
@@ -387,6 +398,17 @@ impl Fleet {
             }
             state.wanted.insert(member, wanted);
         }
+    }
+
+    /// Who does not hold the member's crossing CA yet; none = it does not change.
+    pub fn tell_crossing(&self, member: &MemberId, held: Option<CrossingHeld>) {
+        let state = self.lock();
+        let Some(live) = state.live.get(member) else { return };
+        live.orders.send_if_modified(|orders| {
+            let changed = orders.crossing != held;
+            orders.crossing = held;
+            changed
+        });
     }
 
     /// The bundle that a member should hold.

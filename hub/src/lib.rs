@@ -20,6 +20,7 @@ pub mod authority;
 pub mod bootstrap;
 pub mod clock;
 pub mod conductor;
+pub mod crossing;
 pub mod enroll;
 pub mod events;
 pub mod fleet;

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairlead_hub_core::session::{Close, Identity, Output, Remembered, SILENCE_MS_MAX, Session};
-use fairlead_model::session::{ApplyReport, BundleUpdate, FromAgent, FromHub, TRUST_SINCE};
+use fairlead_model::session::{
+    ApplyReport, BundleUpdate, CROSSING_SINCE, CrossingHeld, FromAgent, FromHub, Hello, TRUST_SINCE,
+};
 use fairlead_model::{PlanNumber, Reason};
 use fairlead_proto::convert::{AgentAssembler, hub_messages};
 use fairlead_proto::pb::enrollment_server::EnrollmentServer;
@@ -160,6 +162,7 @@ impl pb::fleet_server::Fleet for FleetService {
             assembler: AgentAssembler::default(),
             outbox,
             orders: None,
+            crossing: None,
             authorities: None,
             epoch: None,
             told: None,
@@ -186,6 +189,8 @@ struct SessionTask {
     assembler: AgentAssembler,
     outbox: Outbox,
     orders: Option<watch::Receiver<Orders>>,
+    /// What was said last of who holds the member's crossing CA.
+    crossing: Option<CrossingHeld>,
     /// None while nobody knows whether the agent takes them.
     authorities: Option<watch::Receiver<Arc<Authorities>>>,
     epoch: Option<u64>,
@@ -317,7 +322,18 @@ impl SessionTask {
         if let Some(close) = orders.close {
             return vec![Output::Close(close)];
         }
-        orders.wanted.map(|wanted| self.session.want(wanted)).unwrap_or_default()
+        let mut outputs = orders.wanted.map(|wanted| self.session.want(wanted)).unwrap_or_default();
+        outputs.extend(self.tell_crossing(orders.crossing));
+        outputs
+    }
+
+    fn tell_crossing(&mut self, held: Option<CrossingHeld>) -> Option<Output> {
+        let takes_it = |hello: &Hello| hello.protocol.minor >= CROSSING_SINCE;
+        if !self.session.hello().is_some_and(takes_it) || self.crossing == held {
+            return None;
+        }
+        self.crossing.clone_from(&held);
+        held.map(|held| Output::Send(FromHub::Crossing(held)))
     }
 
     /// Carries outputs out.

@@ -1,7 +1,7 @@
 //! Changes the hub's own CA and its capability keys when somebody asks for it.
 //!
 //! One loop for each of the two Secrets: it takes over whatever the Secret holds, and takes the next step
-//! of a change when [`fairlead_hub_core::rotation`] says so. Each write carries the version that was
+//! of a change when [`fairlead_model::rotation`] says so. Each write carries the version that was
 //! read, so that nobody's write is lost. Fails by trying again; until then everything stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use fairlead_crds::keys;
-use fairlead_hub_core::rotation::{CA_STEPS, KEY_STEPS, Look, Next, Record, next};
 use fairlead_model::ledger::Digest;
+use fairlead_model::rotation::{CA_STEPS, KEY_STEPS, Look, Next, Record, SETTLE_MS, next};
 use fairlead_model::{MemberId, Millis};
 use fairlead_translate::CapabilityKeys;
 use futures::StreamExt as _;
@@ -78,8 +78,8 @@ pub async fn turn(client: Client, namespace: String, turning: impl Turning) {
             tracing::error!(secret = name, %error, "a Secret cannot be used; the one before counts");
             continue;
         }
-        let missing: BTreeSet<_> =
-            turning.missing().difference(&without(secret)).cloned().collect();
+        let missing: BTreeSet<String> =
+            turning.missing().difference(&without(secret)).map(ToString::to_string).collect();
         whole_since = missing.is_empty().then(|| whole_since.unwrap_or_else(clock::now));
         let record = record_of(secret);
         let next = decide(secret, record.as_ref(), &missing, whole_since, turning.steps());
@@ -113,12 +113,13 @@ pub async fn turn(client: Client, namespace: String, turning: impl Turning) {
 fn decide(
     secret: &Secret,
     record: Option<&Record>,
-    missing: &BTreeSet<MemberId>,
+    missing: &BTreeSet<String>,
     whole_since: Option<Millis>,
     steps: u32,
 ) -> Next {
     let asked = secret.annotations().get(keys::ROTATE).map(String::as_str);
-    next(Look { asked, record, missing, whole_since, now: clock::now() }, steps)
+    let now = clock::now();
+    next(Look { asked, record, missing, whole_since, settle_ms: SETTLE_MS, now }, steps)
 }
 
 fn record_of(secret: &Secret) -> Option<Record> {
@@ -232,12 +233,7 @@ impl Turning for Capabilities {
     fn missing(&self) -> BTreeSet<MemberId> {
         let current = self.current.load();
         let rendered = current.keyed == self.keys.load().newest();
-        let holds = |now: &MemberNow| {
-            let applied = now.said.applied.as_ref().filter(|report| report.complete);
-            rendered
-                && now.connected
-                && applied.is_some_and(|r| Some(r.number) == now.said.sent && r.moving == 0)
-        };
+        let holds = |now: &MemberNow| rendered && now.holds_newest();
         let members = joined(&current, &self.fleet).into_iter();
         members.filter(|(_, now)| !holds(now)).map(|(member, _)| member).collect()
     }

@@ -25,6 +25,7 @@ use crate::admin::{Admin, Start};
 use crate::args::RunArgs;
 use crate::authority::{Authorities, Authority};
 use crate::conductor::{Conductor, Current};
+use crate::crossing::tell_crossings;
 use crate::enroll::EnrollService;
 use crate::events::Events;
 use crate::fleet::Fleet;
@@ -390,6 +391,7 @@ impl Hub {
         keys: Arc<ArcSwap<CapabilityKeys>>,
     ) {
         let (fleet, current) = (Arc::clone(&self.fleet), Arc::clone(&self.current));
+        self.spawn(tell_crossings(Arc::clone(&fleet), Arc::clone(&current)));
         let ca = HubCa {
             authority: Arc::clone(authority),
             fleet: Arc::clone(&fleet),

@@ -11,8 +11,10 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::{PemObject as _, SectionKind};
 use x509_parser::prelude::FromDer as _;
 
-/// Largest CA certificate, PEM: RSA 4096 with long names fits. All callers share one ConfigMap.
+/// Largest certificate, PEM: RSA 4096 with long names fits. All callers share one ConfigMap.
 const CA_BYTES_MAX: usize = 8 << 10;
+/// Certificates of one member's CA: while it changes there is the next one, too.
+const CAS_MAX: usize = 2;
 
 /// The snapshot of a cluster's ledger, and notes on what was left out.
 pub fn snapshot_of(uid: &ClusterUid, ledger: &Ledger) -> (Snapshot, Vec<Note>) {
@@ -27,27 +29,51 @@ pub fn snapshot_of(uid: &ClusterUid, ledger: &Ledger) -> (Snapshot, Vec<Note>) {
         notes.push(Note::new("door", Reason::Unreadable, text));
         snapshot.door.ca_pem = None;
     }
+    let endorsements = snapshot.door.endorsements.iter();
+    if let Some(why) = endorsements.clone().find_map(|pem| unusable(pem, 1)) {
+        let text = format!("an endorsement of its crossing CA {why}; all of them were left out");
+        notes.push(Note::new("door", Reason::Unreadable, text));
+        snapshot.door.endorsements.clear();
+    }
     (snapshot, notes)
 }
 
-/// Why a text is not one certificate of an authority and nothing else.
 fn unusable_ca(pem: &str) -> Option<String> {
+    unusable(pem, CAS_MAX)
+}
+
+/// Why a text is not so many certificates of authorities, at least one, and nothing else.
+fn unusable(pem: &str, max: usize) -> Option<String> {
     if pem.len() > CA_BYTES_MAX {
         return Some(format!("has more than {CA_BYTES_MAX} bytes"));
     }
     let sections: Result<Vec<(SectionKind, Vec<u8>)>, _> =
         <(SectionKind, Vec<u8>)>::pem_slice_iter(pem.as_bytes()).collect();
-    let der = match sections.as_deref() {
-        Ok([(SectionKind::Certificate, der)]) => der,
-        Ok(_) => return Some("is not one certificate and nothing else".into()),
-        Err(_) => return Some("is no PEM".into()),
-    };
-    // Text around it would be skipped here; other readers of PEM refuse it.
-    let is_bare = pem.trim().starts_with("-----BEGIN CERTIFICATE-----")
-        && pem.trim().ends_with("-----END CERTIFICATE-----");
-    if !is_bare {
+    let Ok(sections) = sections else { return Some("is no PEM".into()) };
+    let all = sections.iter().all(|(kind, _)| *kind == SectionKind::Certificate);
+    if sections.is_empty() || sections.len() > max || !all {
+        return Some(match max {
+            1 => "is not one certificate and nothing else".into(),
+            max => format!("is not one certificate, or up to {max}, and nothing else"),
+        });
+    }
+    if !is_bare(pem) {
         return Some("has text around it".into());
     }
+    sections.iter().find_map(|(_, der)| unusable_certificate(der))
+}
+
+/// Text around a certificate would be skipped here; other readers of PEM refuse it.
+fn is_bare(pem: &str) -> bool {
+    let mut rest = pem.trim();
+    while let Some(begun) = rest.strip_prefix("-----BEGIN CERTIFICATE-----") {
+        let Some((_, after)) = begun.split_once("-----END CERTIFICATE-----") else { return false };
+        rest = after.trim();
+    }
+    rest.is_empty()
+}
+
+fn unusable_certificate(der: &[u8]) -> Option<String> {
     match x509_parser::certificate::X509Certificate::from_der(der) {
         Ok(([], certificate)) => {
             if !certificate.is_ca() {
@@ -56,7 +82,7 @@ fn unusable_ca(pem: &str) -> Option<String> {
         }
         _ => return Some("cannot be read".into()),
     }
-    let der = CertificateDer::from(der.as_slice());
+    let der = CertificateDer::from(der);
     rustls::RootCertStore::empty().add(der).err().map(|error| format!("cannot be used: {error}"))
 }
 

@@ -191,6 +191,22 @@ pub async fn get_object(
     }
 }
 
+/// Replaces an object as it was read: by its version, nobody's write is lost.
+///
+/// # Errors
+/// kube's.
+pub async fn replace(client: &Client, resource: &Resource, object: &Json) -> kube::Result<Json> {
+    let text = |pointer| object.pointer(pointer).and_then(Json::as_str).unwrap_or("");
+    let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
+    let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+    let params = PostParams {
+        field_manager: Some(fairlead_crds::keys::FIELD_MANAGER_AGENT.to_owned()),
+        ..PostParams::default()
+    };
+    let request = Request::new(resource.path(namespace)).replace(name, &params, body);
+    client.request(request.map_err(kube::Error::BuildRequest)?).await
+}
+
 /// Creates an object; a name that is taken is an error (`is_already_exists`).
 ///
 /// # Errors

@@ -59,8 +59,10 @@ const UNKNOWN_MS: u64 = 600_000;
 /// The bundle that counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Held {
-    /// It.
+    /// It, without what is not to be believed.
     pub bundle: Bundle,
+    /// Objects that are therefore not as the hub wrote them.
+    pub doubts: BTreeMap<ObjectId, Exception>,
     /// When it arrived, on the agent's clock.
     pub at: Millis,
     /// The trace of the change that it came from.
@@ -222,7 +224,8 @@ impl Applier {
         let urgent = overlaid.union(&memory.overlaid).cloned().collect();
         let resolved = self.resolved.borrow_and_update().clone();
         fill_slices(&held.bundle, &resolved, &state.live, &mut overlay.contents);
-        let (partly, absent) = leave_out_unknown(&held.bundle, &mut overlay, &memory.unknown);
+        let (mut partly, absent) = leave_out_unknown(&held.bundle, &mut overlay, &memory.unknown);
+        partly.extend(held.doubts.clone());
         move_gently(now, &held.bundle, &mut overlay, &overlaid, &state, &mut memory.gentle);
         let mut prepared = prepare(&held.bundle, &overlay.contents, &self.limits(&snapshot));
         for (id, why) in absent {

@@ -114,7 +114,12 @@ impl World {
     fn take(&mut self, mut bundle: Bundle) {
         self.counter += 1;
         bundle.number = PlanNumber::new(1, self.counter);
-        self.held.send_replace(Some(Arc::new(Held { bundle, at: Millis(0), trace: None })));
+        self.held.send_replace(Some(Arc::new(Held {
+            bundle,
+            doubts: BTreeMap::new(),
+            at: Millis(0),
+            trace: None,
+        })));
     }
 
     /// Waits for a report of the newest plan that fits.

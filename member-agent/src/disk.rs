@@ -1,17 +1,16 @@
-//! What outlives a restart of the agent: the last bundle, the incarnation, the knock, pinned CAs.
+//! What outlives a restart of the agent: the last bundle, the incarnation, the knock.
 //!
 //! One writer, small files, each replaced as a whole (temporary file, fsync, rename, fsync of the
 //! directory). What cannot be read is treated as absent and said: the hub sends it again, the knock
 //! is repeated. Without any of it the agent still works; it only knows less until the hub is back.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use fairlead_model::PlanNumber;
 use fairlead_model::ledger::Ledger;
 use fairlead_model::snapshot::{Knock, SniState};
-use fairlead_model::{ClusterUid, PlanNumber};
 use fairlead_proto::{LEDGER_BYTES_MAX, pb};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -42,13 +41,9 @@ pub struct KeptKnock {
     pub sni: SniState,
 }
 
-/// The first CA seen of each peer's cluster, PEM.
-pub type Pins = BTreeMap<ClusterUid, String>;
-
 const BUNDLE: &str = "bundle.pb";
 const INCARNATION: &str = "incarnation";
 const KNOCK: &str = "knock.json";
-const PINS: &str = "peers.json";
 
 impl Disk {
     /// Opens the directory, making it when it is not there.
@@ -120,19 +115,6 @@ impl Disk {
     /// When it cannot be written.
     pub fn keep_knock(&self, knock: &KeptKnock) -> Result<(), DiskError> {
         self.write_json(KNOCK, knock)
-    }
-
-    /// Pinned CAs of peers.
-    pub fn pins(&self) -> Pins {
-        self.read_json(PINS)
-    }
-
-    /// Keeps the pinned CAs.
-    ///
-    /// # Errors
-    /// When they cannot be written.
-    pub fn keep_pins(&self, pins: &Pins) -> Result<(), DiskError> {
-        self.write_json(PINS, pins)
     }
 
     fn read(&self, name: &str) -> Option<Vec<u8>> {

@@ -41,7 +41,7 @@ fn mk_bundle(serial: u32, members: &[(&str, &str)]) -> Bundle {
 }
 
 fn mk_held(bundle: Bundle) -> Option<Arc<Held>> {
-    Some(Arc::new(Held { bundle, at: Millis(0), trace: None }))
+    Some(Arc::new(Held { bundle, doubts: Default::default(), at: Millis(0), trace: None }))
 }
 
 fn mk_query() -> Vec<u8> {

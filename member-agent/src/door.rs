@@ -56,6 +56,16 @@ pub enum DoorError {
 }
 
 impl DoorError {
+    /// True when one of both sides does not believe the other's certificate.
+    pub fn is_distrust(&self) -> bool {
+        let Self::Connect { source, .. } = self else { return false };
+        let tls = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let no = |error: &rustls::Error| {
+            matches!(error, rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_))
+        };
+        tls.is_some_and(no)
+    }
+
     /// True when nobody said anything: not the door, not its host, not its network.
     pub fn is_silence(&self) -> bool {
         let Self::Connect { source, .. } = self else { return false };

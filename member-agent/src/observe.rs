@@ -100,10 +100,11 @@ impl Observer {
 
     fn observe(&mut self) -> (Snapshot, Vec<Note>) {
         let facts = self.facts.borrow_and_update().clone();
-        let ca_pem = self.crossing.borrow_and_update().as_ref().map(|c| c.ca_pem.clone());
+        let crossing = self.crossing.borrow_and_update().clone();
         let knock = self.knock.borrow_and_update().clone();
         let door = DoorState {
-            ca_pem,
+            ca_pem: crossing.as_ref().map(|c| c.ca_pem.clone()),
+            endorsements: crossing.map(|c| c.endorsements.clone()).unwrap_or_default(),
             knock: knock.knock,
             message: knock.message,
             sni: Some(knock.sni),

@@ -10,6 +10,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 use crate::tls::{self, Leaf};
 
@@ -59,11 +61,32 @@ fn make(what: &'static str) -> impl Fn(rcgen::Error) -> PkiError {
 /// [`PkiError::Make`] when the key cannot be made.
 pub fn make_ca(common_name: &str, now: Millis) -> Result<Leaf, PkiError> {
     let key = KeyPair::generate().map_err(make("the key of the crossing CA"))?;
+    let params = ca_params(common_name, now)?;
+    let cert = params.self_signed(&key).map_err(make("the crossing CA"))?;
+    Ok(Leaf { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+}
+
+/// A certificate of the old CA for the new one's key: whoever believes the old one may believe the new
+/// one. No gateway is given it; agents look at it ([`vouched`]).
+///
+/// # Errors
+/// [`PkiError`] when one of the two has no meaning.
+pub fn endorse(old: &Leaf, new: &Leaf, now: Millis) -> Result<String, PkiError> {
+    let old_key = KeyPair::from_pem(&old.key_pem).map_err(make("an endorsement: the old key"))?;
+    let issuer = Issuer::from_ca_cert_pem(&old.cert_pem, old_key)
+        .map_err(make("an endorsement: the old CA"))?;
+    let key = KeyPair::from_pem(&new.key_pem).map_err(make("an endorsement: the new key"))?;
+    let mut params = ca_params("fairlead crossing endorsement", now)?;
+    params.use_authority_key_identifier_extension = true;
+    let cert = params.signed_by(&key, &issuer).map_err(make("an endorsement"))?;
+    Ok(cert.pem())
+}
+
+fn ca_params(common_name: &str, now: Millis) -> Result<CertificateParams, PkiError> {
     let mut params = params(Vec::new(), common_name, now, CA_DAYS)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let cert = params.self_signed(&key).map_err(make("the crossing CA"))?;
-    Ok(Leaf { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+    Ok(params)
 }
 
 /// Makes a leaf of a CA for one name.
@@ -183,6 +206,69 @@ pub fn is_signed_by(leaf_pem: &str, ca_pem: &str) -> bool {
     }
 }
 
+/// Those of the shown CAs that are one of the pinned ones, or whose key was endorsed by one of them, at
+/// whatever remove. What cannot be read vouches for nobody and is vouched for by nobody.
+///
+/// An endorsement must be an authority's: a certificate of a door is signed by the CA, too, and its key
+/// is in the hands of gateways.
+pub fn vouched<'a>(
+    pinned: &[String],
+    endorsements: &[String],
+    shown: &'a [String],
+) -> Vec<&'a str> {
+    let ders = |pems: &[String]| -> Vec<Vec<u8>> { pems.iter().filter_map(|p| der(p)).collect() };
+    let (pinned, endorsements) = (ders(pinned), ders(endorsements));
+    let (pinned, endorsements) = (authorities(&pinned), authorities(&endorsements));
+    let mut trusted: Vec<&X509Certificate<'_>> = pinned.iter().collect();
+    let mut open: Vec<&X509Certificate<'_>> = endorsements.iter().collect();
+    loop {
+        let is_signed = |made: &&X509Certificate<'_>| {
+            trusted.iter().any(|by| made.verify_signature(Some(by.public_key())).is_ok())
+        };
+        let (good, rest): (Vec<_>, Vec<_>) = open.into_iter().partition(is_signed);
+        if good.is_empty() {
+            break;
+        }
+        trusted.extend(good);
+        open = rest;
+    }
+    let is_trusted = |pem: &&String| {
+        let Some(der) = der(pem) else { return false };
+        let shown = authorities(std::slice::from_ref(&der));
+        let is_same = |ca: &&X509Certificate<'_>| {
+            shown.iter().any(|shown| shown.public_key().raw == ca.public_key().raw)
+        };
+        trusted.iter().any(is_same)
+    };
+    shown.iter().filter(is_trusted).map(String::as_str).collect()
+}
+
+/// Those that may sign other certificates.
+fn authorities(ders: &[Vec<u8>]) -> Vec<X509Certificate<'_>> {
+    let parsed = ders.iter().filter_map(|der| X509Certificate::from_der(der).ok());
+    parsed.map(|(_, certificate)| certificate).filter(|it| it.is_ca()).collect()
+}
+
+fn der(pem: &str) -> Option<Vec<u8>> {
+    let all = tls::certificates(pem, "a certificate").ok()?;
+    let [one] = all.as_slice() else { return None };
+    Some(one.to_vec())
+}
+
+/// The certificates of a PEM text, one text each; what stands between them is left out.
+pub fn split(pem: &str) -> Vec<String> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let mut blocks = Vec::new();
+    let mut rest = pem;
+    while let Some((_, begun)) = rest.split_once(BEGIN) {
+        let Some((body, after)) = begun.split_once(END) else { break };
+        blocks.push(format!("{BEGIN}{body}{END}\n"));
+        rest = after;
+    }
+    blocks
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -224,5 +310,56 @@ mod tests {
     fn a_request_holds_the_key() {
         let key = make_key().unwrap();
         assert!(make_csr(&key).unwrap().contains("CERTIFICATE REQUEST"));
+    }
+
+    fn mk_chain(len: usize) -> (Vec<Leaf>, Vec<String>) {
+        let cas: Vec<Leaf> = (0..len).map(|_| make_ca("ca", NOW).unwrap()).collect();
+        let endorsements = cas.windows(2).map(|w| endorse(&w[0], &w[1], NOW).unwrap()).collect();
+        (cas, endorsements)
+    }
+
+    fn pems(cas: &[&Leaf]) -> Vec<String> {
+        cas.iter().map(|ca| ca.cert_pem.clone()).collect()
+    }
+
+    #[test]
+    fn who_was_endorsed_at_whatever_remove_is_vouched_for() {
+        let (cas, endorsements) = mk_chain(4);
+        let [first, last] = [&cas[0], &cas[3]];
+        let (pinned, shown) = (pems(&[first]), pems(&[last]));
+        assert_eq!(vouched(&pinned, &endorsements, &shown), [&last.cert_pem]);
+        let backwards: Vec<String> = endorsements.iter().rev().cloned().collect();
+        assert_eq!(vouched(&pinned, &backwards, &shown), [&last.cert_pem]);
+        // Not the other way round, and not over a gap.
+        assert_eq!(vouched(&shown, &endorsements, &pinned), [""; 0]);
+        assert_eq!(vouched(&pinned, &endorsements[1..], &shown), [""; 0]);
+        assert_eq!(vouched(&pinned, &[], &pinned), [&first.cert_pem]);
+    }
+
+    #[test]
+    fn strangers_and_leafs_vouch_for_nobody() {
+        let (cas, _) = mk_chain(2);
+        let stranger = make_ca("ca", NOW).unwrap();
+        let forged = endorse(&stranger, &cas[1], NOW).unwrap();
+        let (pinned, shown) = (pems(&[&cas[0]]), pems(&[&cas[1], &stranger]));
+        assert_eq!(vouched(&pinned, &[forged, "x".to_owned()], &shown), [""; 0]);
+        // A door's certificate is the CA's, and a thief of its key can make any certificate with it.
+        let leaf = make_leaf(&cas[0], &["door".to_owned()], Purpose::Server, NOW).unwrap();
+        let key = KeyPair::from_pem(&leaf.key_pem).unwrap();
+        let own = ca_params("ca", NOW).unwrap().self_signed(&key).unwrap().pem();
+        assert_eq!(vouched(&pinned, &[leaf.cert_pem.clone()], &[own]), [""; 0]);
+        // Nor is a leaf believed as an authority.
+        assert_eq!(vouched(&[leaf.cert_pem.clone()], &[], &[leaf.cert_pem]), [""; 0]);
+    }
+
+    #[test]
+    fn a_text_is_split_into_its_certificates() {
+        let [a, b] = [make_ca("a", NOW).unwrap(), make_ca("b", NOW).unwrap()];
+        let text = format!("words\n{}\nmore\n{}-----BEGIN CERT", a.cert_pem, b.cert_pem);
+        let blocks = split(&text);
+        assert_eq!(blocks.len(), 2);
+        assert_eq!(der(&blocks[0]), der(&a.cert_pem));
+        assert_eq!(der(&blocks[1]), der(&b.cert_pem));
+        assert_eq!(split(""), [""; 0]);
     }
 }

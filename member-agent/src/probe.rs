@@ -16,22 +16,25 @@ use fairlead_model::MemberId;
 use fairlead_model::bundle::Peer;
 use fairlead_model::health::{ProbeOutcome, ProbeReport, Reach};
 use fairlead_model::snapshot::Address;
+use futures::FutureExt as _;
 use rustls::ClientConfig;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
 use crate::crossing::Crossing;
-use crate::disk::{Disk, Pins};
 use crate::door::{self, Answer, Connection, DoorError, Question};
 use crate::metrics::ProbeMetrics;
 use crate::tls::{self, Trust};
 
 /// An address that does not connect within that time is left for the next one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection is replaced by a new one after that: a door that believes nobody any more, or that nobody
+/// believes, is as ever to those that stand.
+const FRESH_AFTER: Duration = Duration::from_secs(10);
 /// Doors that one agent probes at most.
 pub const PEERS_MAX: usize = 64;
 
@@ -50,8 +53,6 @@ pub struct Prober {
     pub crossing: watch::Receiver<Option<Arc<Crossing>>>,
     /// Verdicts.
     pub report: watch::Sender<ProbeReport>,
-    /// Pinned CAs.
-    pub disk: Disk,
     /// Counters.
     pub metrics: ProbeMetrics,
 }
@@ -63,13 +64,11 @@ impl Prober {
     /// Keeps a probe running for each peer.
     pub async fn run(mut self) {
         let mut running = Running::new();
-        let mut pins = self.disk.pins();
         loop {
             let peers = self.peers.borrow_and_update().clone();
             let crossing = self.crossing.borrow_and_update().clone();
             self.stop_stale(&mut running, &peers, crossing.as_ref());
             if let Some(crossing) = crossing {
-                self.pin(&mut pins, &peers);
                 self.start_missing(&mut running, &peers, &crossing);
             }
             let changed = tokio::select! {
@@ -132,22 +131,6 @@ impl Prober {
             );
             let task = tokio::spawn(task).abort_handle();
             running.insert(member.clone(), (peer.clone(), crossing.clone(), task));
-        }
-    }
-
-    /// Remembers the first CA of each peer's cluster and says when it is another one.
-    fn pin(&self, pins: &mut Pins, peers: &BTreeMap<MemberId, Peer>) {
-        let before = pins.clone();
-        for (member, peer) in peers {
-            let pinned = pins.entry(peer.uid.clone()).or_insert_with(|| peer.ca_pem.clone());
-            if *pinned != peer.ca_pem {
-                warn!(%member, cluster = %peer.uid, "the peer's crossing CA is not the one seen first");
-            }
-        }
-        if *pins != before
-            && let Err(error) = self.disk.keep_pins(pins)
-        {
-            warn!(%error, "cannot keep the peers' CAs");
         }
     }
 }
@@ -225,6 +208,15 @@ async fn in_time<T>(timeout: Duration, ask: impl Future<Output = T>) -> Result<T
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Connection, DoorError>> + Send>>;
 
+/// A connection in the making beside one that stands.
+struct Fresh(JoinHandle<Result<Connection, DoorError>>);
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// The connection to one peer's door.
 pub(crate) struct Link {
     peer: Peer,
@@ -232,13 +224,17 @@ pub(crate) struct Link {
     at: usize,
     config: Arc<ClientConfig>,
     open: Option<Connection>,
+    opened_at: Instant,
     connecting: Option<Connecting>,
+    fresh: Option<Fresh>,
 }
 
 impl Link {
     pub(crate) fn new(peer: Peer, config: Arc<ClientConfig>) -> Self {
         let addresses = peer.addresses.iter().cloned().collect();
-        Self { peer, addresses, at: 0, config, open: None, connecting: None }
+        let opened_at = Instant::now();
+        let (open, connecting, fresh) = (None, None, None);
+        Self { peer, addresses, at: 0, config, open, opened_at, connecting, fresh }
     }
 
     /// Asks the door. May be dropped while it waits; then [`Self::on_timeout`] must be told.
@@ -248,6 +244,7 @@ impl Link {
 
     /// The same for any question, with what it says.
     pub(crate) async fn read(&mut self, question: Question<'_>) -> Result<Answer, DoorError> {
+        self.refresh();
         // A kept connection may have been closed for good reasons, e.g. a new listener: once more.
         if let Some(open) = self.open.as_mut().filter(|open| !open.is_closed())
             && let Ok(answer) = open.read(question).await
@@ -259,6 +256,7 @@ impl Link {
         loop {
             match self.connect().await {
                 Ok(connection) => {
+                    self.opened_at = Instant::now();
                     return self.open.insert(connection).read(question).await;
                 }
                 // Refused at one address: perhaps another one stands.
@@ -273,29 +271,54 @@ impl Link {
         }
     }
 
+    /// Replaces a connection that has stood for a while, when another one can be had; only a clear no by
+    /// TLS is held against the door.
+    fn refresh(&mut self) {
+        let made = self.fresh.as_mut().and_then(|fresh| (&mut fresh.0).now_or_never());
+        if let Some(made) = made {
+            self.fresh = None;
+            self.opened_at = Instant::now();
+            match made {
+                Ok(Ok(connection)) => self.open = Some(connection),
+                // The next one is opened while its asker waits, and tells.
+                Ok(Err(error)) if error.is_distrust() => self.open = None,
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+        let is_old = self.open.is_some() && self.opened_at.elapsed() >= FRESH_AFTER;
+        if is_old && self.fresh.is_none() && !self.addresses.is_empty() {
+            self.fresh = Some(Fresh(tokio::spawn(self.begin())));
+        }
+    }
+
     async fn connect(&mut self) -> Result<Connection, DoorError> {
         if self.addresses.is_empty() {
             let source = std::io::ErrorKind::AddrNotAvailable.into();
             return Err(DoorError::Connect { address: self.peer.server_name.clone(), source });
         }
-        let address = self.addresses[self.at % self.addresses.len()].clone();
-        let connecting = self.connecting.get_or_insert_with(|| {
-            let (config, port) = (self.config.clone(), self.peer.port);
-            let name = self.peer.server_name.clone();
-            Box::pin(async move {
-                let open = door::open(&config, &name, &address, port);
-                match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
-                    Ok(connection) => connection,
-                    Err(_) => Err(DoorError::Connect {
-                        address: format!("{address}:{port}"),
-                        source: std::io::ErrorKind::TimedOut.into(),
-                    }),
-                }
-            })
-        });
-        let result = connecting.await;
+        let connecting = match self.connecting.take() {
+            Some(connecting) => connecting,
+            None => self.begin(),
+        };
+        let result = self.connecting.insert(connecting).await;
         self.connecting = None;
         result
+    }
+
+    fn begin(&self) -> Connecting {
+        let address = self.addresses[self.at % self.addresses.len()].clone();
+        let (config, port) = (self.config.clone(), self.peer.port);
+        let name = self.peer.server_name.clone();
+        Box::pin(async move {
+            let open = door::open(&config, &name, &address, port);
+            match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
+                Ok(connection) => connection,
+                Err(_) => Err(DoorError::Connect {
+                    address: format!("{address}:{port}"),
+                    source: std::io::ErrorKind::TimedOut.into(),
+                }),
+            }
+        })
     }
 
     /// A request without an answer spoils its connection; a connection in the making goes on.

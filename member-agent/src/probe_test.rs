@@ -12,7 +12,6 @@ struct World {
     peers: watch::Sender<Arc<BTreeMap<MemberId, Peer>>>,
     crossing: watch::Sender<Option<Arc<Crossing>>>,
     report: watch::Receiver<ProbeReport>,
-    _dir: tempfile::TempDir,
 }
 
 fn east() -> MemberId {
@@ -22,7 +21,6 @@ fn east() -> MemberId {
 impl World {
     /// One CA on both sides: what matters here is what becomes of answers.
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let callers = TestMember::new("uid-east");
         let (peers, peers_rx) = watch::channel(Arc::default());
         let (crossing, crossing_rx) = watch::channel(Some(Arc::new(callers.crossing.clone())));
@@ -32,11 +30,10 @@ impl World {
             peers: peers_rx,
             crossing: crossing_rx,
             report: report_tx,
-            disk: Disk::open(dir.path()).unwrap(),
             metrics: ProbeMetrics::default(),
         };
         tokio::spawn(prober.run());
-        Self { callers, peers, crossing, report, _dir: dir }
+        Self { callers, peers, crossing, report }
     }
 
     fn probe(&self, addresses: &[&str], port: u16) {
@@ -129,4 +126,46 @@ async fn who_is_no_peer_any_more_is_not_reported() {
     let gone = world.report.wait_for(ProbeReport::is_empty);
     tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap().unwrap();
     drop(world.crossing);
+}
+
+/// Asks until the answer fits; the connection that stands counts as old.
+async fn ask_until(
+    link: &mut Link,
+    fits: impl Fn(&Result<u16, DoorError>, u32) -> bool,
+    of: &TestDoor,
+) {
+    link.opened_at = Instant::now().checked_sub(FRESH_AFTER).unwrap();
+    let asked = async {
+        loop {
+            let answer = link.ask().await;
+            if fits(&answer, of.connections.load(Ordering::SeqCst)) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_stands_is_replaced_unless_nobody_believes_the_door_any_more() {
+    let world = World::new();
+    let door = world.door().await;
+    world.probe(&["127.0.0.1"], door.address.port());
+    let peer = world.peers.borrow()[&east()].clone();
+    let config = |ca: &crate::tls::Leaf| {
+        let (trust, client) = (Trust::Ca(ca.cert_pem.clone()), &world.callers.crossing.client);
+        Arc::new(tls::client_config(&trust, Some(client), &["http/1.1"]).unwrap())
+    };
+    let mut link = Link::new(peer, config(&world.callers.ca));
+    assert_eq!(link.ask().await.unwrap(), 302);
+    let before = door.connections.load(Ordering::SeqCst);
+    let is_replaced = |answer: &Result<u16, _>, connections| {
+        assert_eq!(*answer.as_ref().unwrap(), 302, "no question is lost by it");
+        connections > before
+    };
+    ask_until(&mut link, is_replaced, &door).await;
+    // The connection goes on; a new one would not.
+    link.config = config(&TestMember::new("uid-other").ca);
+    ask_until(&mut link, |answer, _| answer.is_err(), &door).await;
 }

@@ -11,15 +11,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use fairlead_agent_core::diff::KindKey;
 use fairlead_agent_core::session::{Identity, Session};
-use fairlead_model::bundle::{Bundle, Peer};
+use fairlead_model::ClusterUid;
+use fairlead_model::bundle::Bundle;
 use fairlead_model::health::ApiServer;
-use fairlead_model::ledger::Ledger;
 use fairlead_model::snapshot::Address;
-use fairlead_model::{ClusterUid, MemberId, PlanNumber};
-use fairlead_proto::ledger::ledger_to_bundle;
 use fairlead_telemetry::export::Exporter;
 use fairlead_telemetry::queue::Queue;
-use fairlead_telemetry::span::{TraceContext, Tracer};
+use fairlead_telemetry::span::Tracer;
 use fairlead_translate::ingest::member::AgentConfig;
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,12 +27,13 @@ use tracing::{info, warn};
 
 use crate::alone::{self, Belief};
 use crate::api;
-use crate::apply::{Applier, Held};
+use crate::apply::Applier;
 use crate::args::RunArgs;
+use crate::bundles::{Bundles, Sources};
 use crate::cache::{Cache, tell_api_server};
 use crate::clock::{Clock, wall_now};
 use crate::counts::Asker;
-use crate::crossing::keep_crossing;
+use crate::crossing::Keeper as CrossingKeeper;
 use crate::dial::HubAddress;
 use crate::disk::Disk;
 use crate::dns::clusterset::ClustersetKeeper;
@@ -47,6 +46,7 @@ use crate::knock::Knocker;
 use crate::metrics::Metrics;
 use crate::names::{NameKeeper, SystemResolver};
 use crate::observe::{Facts, Observer};
+use crate::pin_store::{Confirmed, PinStore};
 use crate::probe::Prober;
 use crate::publish::{Publisher, token_id};
 use crate::relay::Relay;
@@ -54,7 +54,7 @@ use crate::relay::enrich::Strip;
 use crate::renewal::keep_fresh;
 use crate::secret::Secrets;
 use crate::spans;
-use crate::uplink::{LinkState, Taken, Uplink};
+use crate::uplink::{LinkState, Uplink};
 use crate::watch::watch_kind;
 
 /// Runs the agent until it is told to stop.
@@ -153,7 +153,15 @@ async fn start(
 
     // Who we are to peers and to the hub.
     let secrets = Secrets::new(client.clone(), &namespace);
-    tasks.spawn(endless(keep_crossing(secrets.clone(), uid.clone(), crossing_tx)));
+    let (crossing_held_tx, crossing_held) = watch::channel(None);
+    let keeper = CrossingKeeper {
+        secrets: secrets.clone(),
+        uid: uid.clone(),
+        clock,
+        snapshot: snapshot.clone(),
+        held: crossing_held,
+    };
+    tasks.spawn(endless(keeper.run(crossing_tx)));
     let observer = Observer {
         dns_addresses: args.dns_address.iter().map(|text| Address::of(text)).collect(),
         cache: cache.clone(),
@@ -165,7 +173,11 @@ async fn start(
     tasks.spawn(endless(observer.run(snapshot_tx)));
 
     // What is to be.
-    let bundles = Bundles::new(clock);
+    let pin_store = PinStore::new(client.clone(), &namespace);
+    let mut bundles = Bundles::new(clock, uid.clone(), pin_store.load().await);
+    let (confirmed_tx, confirmed) = watch::channel(Confirmed::new());
+    tasks.spawn(endless(pin_store.keep(bundles.pins.subscribe(), confirmed_tx)));
+    let sources = Sources { crossing: crossing.clone(), confirmed };
     let kept = match &args.bundle {
         Some(path) => {
             bundles.take(read_bundle(path)?, None);
@@ -202,7 +214,6 @@ async fn start(
         peers: peers.clone(),
         crossing: crossing.clone(),
         report: report_tx,
-        disk: disk.clone(),
         metrics: metrics.probe(),
     };
     tasks.spawn(endless(prober.run()));
@@ -273,13 +284,13 @@ async fn start(
 
     // The hub.
     let Some(hub) = hub else {
-        tasks.spawn(endless(hold(bundles)));
+        tasks.spawn(endless(bundles.run(None, sources, disk)));
         return Ok(());
     };
     let (api_tx, api) = watch::channel(ApiServer::default());
     tasks.spawn(endless(tell_api_server(cache.clone(), api_tx)));
     let (bundles_tx, bundles_rx) = mpsc::channel(1);
-    tasks.spawn(endless(keep_bundles(bundles, bundles_rx, disk)));
+    tasks.spawn(endless(bundles.run(Some(bundles_rx), sources, disk)));
     let publisher = Publisher {
         client,
         namespace,
@@ -316,6 +327,7 @@ async fn start(
         overlay,
         api,
         traffic,
+        crossing_held: crossing_held_tx,
         bundles: bundles_tx,
         state: link_tx,
         metrics,
@@ -389,67 +401,4 @@ async fn cluster_uid(client: &Client) -> ClusterUid {
         warn!(%trouble, "cannot learn the cluster's UID yet");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-}
-
-/// Hands the bundle that counts to those who need it.
-struct Bundles {
-    clock: Clock,
-    held: watch::Sender<Option<Arc<Held>>>,
-    /// Doors to probe.
-    peers: watch::Sender<Arc<BTreeMap<MemberId, Peer>>>,
-    /// Those that routes lead to.
-    used: watch::Sender<Arc<BTreeMap<MemberId, Peer>>>,
-}
-
-impl Bundles {
-    fn new(clock: Clock) -> Self {
-        let peers = || watch::Sender::new(Arc::default());
-        Self { clock, held: watch::Sender::new(None), peers: peers(), used: peers() }
-    }
-
-    fn take_ledger(&self, number: PlanNumber, ledger: &Ledger, trace: Option<TraceContext>) {
-        let (mut bundle, notes) = ledger_to_bundle(ledger);
-        for note in notes {
-            warn!(subject = %note.subject, reason = %note.reason, detail = %note.message, "part of a bundle left out");
-        }
-        bundle.number = number;
-        self.take(bundle, trace);
-    }
-
-    fn take(&self, bundle: Bundle, trace: Option<TraceContext>) {
-        for (tell, peers) in
-            [(&self.used, bundle.used_peers()), (&self.peers, bundle.peers.clone())]
-        {
-            tell.send_if_modified(|held| {
-                let changed = **held != peers;
-                if changed {
-                    *held = Arc::new(peers);
-                }
-                changed
-            });
-        }
-        self.held.send_replace(Some(Arc::new(Held { bundle, at: self.clock.now(), trace })));
-    }
-}
-
-/// Keeps the one bundle there.
-async fn hold(bundles: Bundles) {
-    std::future::pending::<()>().await;
-    drop(bundles);
-}
-
-/// Takes bundles from the hub: first they count, then they are kept.
-async fn keep_bundles(bundles: Bundles, mut incoming: mpsc::Receiver<Taken>, disk: Disk) {
-    while let Some(Taken { number, ledger, trace_parent }) = incoming.recv().await {
-        bundles.take_ledger(number, &ledger, trace_parent.parse().ok());
-        let disk = disk.clone();
-        let kept = tokio::task::spawn_blocking(move || disk.keep_bundle(number, &ledger)).await;
-        match kept {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "cannot keep the bundle"),
-            Err(error) => warn!(%error, "cannot keep the bundle"),
-        }
-    }
-    // The uplink is gone: so is the process.
-    std::future::pending::<()>().await;
 }

@@ -71,8 +71,35 @@ impl Secrets {
         api::apply(&self.client, &self.resource, &id, &object, Force::Yes).await.map(drop)
     }
 
+    /// A Secret as it is.
+    ///
+    /// # Errors
+    /// kube's.
+    pub async fn read(&self, name: &str) -> kube::Result<Option<Json>> {
+        api::get_object(&self.client, &self.resource, &self.namespace, name).await
+    }
+
+    /// Replaces the values and one annotation of a Secret as it was read; it must not have changed since.
+    ///
+    /// # Errors
+    /// kube's.
+    pub async fn replace(
+        &self,
+        read: &Json,
+        data: &Data,
+        (key, text): (&str, String),
+    ) -> kube::Result<()> {
+        let mut object = read.clone();
+        object["data"] = encoded(data);
+        object["metadata"]["annotations"][key] = text.into();
+        // Managed fields of the one before are no business of a replacement.
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.remove("managedFields");
+        }
+        api::replace(&self.client, &self.resource, &object).await.map(drop)
+    }
+
     fn object(&self, name: &str, kind: &str, data: &Data) -> Json {
-        let encoded = data.iter().map(|(key, value)| (key.clone(), STANDARD.encode(value).into()));
         json!({
             "apiVersion": "v1",
             "kind": "Secret",
@@ -82,12 +109,18 @@ impl Secrets {
                 "labels": {keys::MANAGED_BY: keys::FAIRLEAD, keys::PART_OF: keys::FAIRLEAD},
             },
             "type": kind,
-            "data": Json::Object(encoded.collect()),
+            "data": encoded(data),
         })
     }
 }
 
-fn data_of(object: &Json) -> Data {
+fn encoded(data: &Data) -> Json {
+    let encoded = data.iter().map(|(key, value)| (key.clone(), STANDARD.encode(value).into()));
+    Json::Object(encoded.collect())
+}
+
+/// The text values of a Secret.
+pub fn data_of(object: &Json) -> Data {
     let data = object.get("data").and_then(Json::as_object);
     let text = |value: &Json| {
         let bytes = STANDARD.decode(value.as_str()?).ok()?;

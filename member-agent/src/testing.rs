@@ -64,7 +64,7 @@ impl TestMember {
         let ca = pki::make_ca("test", now).unwrap();
         let client =
             pki::make_leaf(&ca, &[names::client_name(&uid)], Purpose::Client, now).unwrap();
-        let crossing = Crossing { ca_pem: ca.cert_pem.clone(), client };
+        let crossing = Crossing { ca_pem: ca.cert_pem.clone(), endorsements: Vec::new(), client };
         Self { uid, ca, crossing }
     }
 

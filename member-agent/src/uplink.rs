@@ -9,7 +9,7 @@ use std::time::Duration;
 use fairlead_agent_core::session::{Input, Output, Session};
 use fairlead_model::health::{ApiServer, ProbeReport};
 use fairlead_model::ledger::Ledger;
-use fairlead_model::session::{ApplyReport, FromAgent, FromHub, OverlayReport};
+use fairlead_model::session::{ApplyReport, CrossingHeld, FromAgent, FromHub, OverlayReport};
 use fairlead_model::snapshot::Snapshot;
 use fairlead_model::traffic::TrafficReport;
 use fairlead_model::{Millis, PlanNumber, Reason};
@@ -80,6 +80,8 @@ pub struct Uplink {
     pub api: watch::Receiver<ApiServer>,
     /// What gateways did.
     pub traffic: watch::Receiver<Option<TrafficReport>>,
+    /// Who does not hold our crossing CA yet, as the hub says; none while it says nothing.
+    pub crossing_held: watch::Sender<Option<CrossingHeld>>,
     /// Where bundles go.
     pub bundles: mpsc::Sender<Taken>,
     /// For /readyz.
@@ -242,6 +244,10 @@ impl Uplink {
                 self.identities.tell(ca_pem);
                 None
             }
+            Some(Event::Heard(FromHub::Crossing(held))) => {
+                self.crossing_held.send_replace(Some(held));
+                None
+            }
             Some(Event::Heard(message)) => {
                 if let FromHub::Bundle(update) = &message {
                     stream.trace_parent.clone_from(&update.trace_parent);
@@ -250,10 +256,12 @@ impl Uplink {
             }
             Some(Event::Ended(why)) => {
                 trouble(why);
+                self.crossing_held.send_replace(None);
                 *stream = Stream::default();
                 Some(Input::Disconnected)
             }
             None => {
+                self.crossing_held.send_replace(None);
                 *stream = Stream::default();
                 Some(Input::Disconnected)
             }

@@ -305,6 +305,7 @@ fn start_agent(hub: &TestHub) -> Agent {
         overlay: overlay_rx,
         api: watch::channel(ApiServer::default()).1,
         traffic: watch::channel(None).1,
+        crossing_held: watch::Sender::new(None),
         bundles: bundles_tx,
         state: state_tx,
         metrics: Arc::default(),

@@ -79,13 +79,16 @@ pub const EXTERNAL_DNS_CONTROLLER_VALUE: &str = "fairlead.dev";
 /// On a MemberCluster, by `fairlead failback`: the time of the request, RFC 3339. A new value gives the
 /// member's traffic back.
 pub const FAILBACK: &str = "fairlead.dev/failback";
-/// On a Secret with keys of the hub, by `fairlead rotate`: the time of the request, RFC 3339. A new value
+/// On a Secret with keys of the hub or of a member's crossing, by `fairlead rotate`: the time of the request, RFC 3339. A new value
 /// has new keys made and the old ones taken away, step by step.
 pub const ROTATE: &str = "fairlead.dev/rotate";
 /// Beside it: names of members that are not waited for, with commas between them.
 pub const ROTATE_WITHOUT: &str = "fairlead.dev/rotate-without";
-/// On the same Secret, by the hub: how far it is, JSON.
+/// On the same Secret, by the hub or the agent: how far it is, JSON.
 pub const ROTATION: &str = "fairlead.dev/rotation";
+/// On [`CONFIG_MAP_AGENT_PINS`], by `fairlead trust`: `sha256:` hashes of crossing CAs that this member's
+/// admin confirmed, with commas between them.
+pub const TRUST: &str = "fairlead.dev/trust";
 /// On a global route, by `fairlead rollback`: the revision of `fairlead history` whose rules and policies
 /// it is pinned to. Without it the route is as it is written.
 pub const PIN: &str = "fairlead.dev/pin";
@@ -196,6 +199,9 @@ pub const CONFIG_MAP_AGENT: &str = "fairlead-agent";
 pub const AGENT_CONFIG: &str = "agent.yaml";
 /// Agent ConfigMap: what the agent says of its join. Not labelled as managed by us: no plan names it.
 pub const CONFIG_MAP_AGENT_STATE: &str = "fairlead-agent-state";
+/// Agent ConfigMap: the crossing CAs of other members that it believes, by cluster. Not labelled as managed
+/// by us: no plan names it.
+pub const CONFIG_MAP_AGENT_PINS: &str = "fairlead-agent-pins";
 /// Agent Secret: token and hub address for the first contact.
 pub const SECRET_AGENT_BOOTSTRAP: &str = "fairlead-agent-bootstrap";
 /// Key in [`SECRET_AGENT_BOOTSTRAP`]: the join token.

@@ -24,6 +24,9 @@ pub struct Bundle {
     pub peers: BTreeMap<MemberId, Peer>,
     /// Zones to answer for.
     pub zones: Zones,
+    /// Of every member whose crossing CA stands in one of the objects, or that is a peer: whose it is.
+    /// Empty from hubs that do not say.
+    pub cas: BTreeMap<MemberId, CrossingCa>,
 }
 
 impl Bundle {
@@ -134,6 +137,19 @@ pub struct Peer {
     /// What its door asks for before it leads to the agent's readiness.
     #[serde(default)]
     pub readiness: Capability,
+}
+
+/// Whose a crossing CA is, and why one that follows another is to be believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrossingCa {
+    /// The cluster.
+    pub uid: ClusterUid,
+    /// What tells this registration of the cluster at the hub from an earlier one.
+    pub membership: String,
+    /// Its certificate, PEM; two while it changes.
+    pub ca_pem: String,
+    /// See [`crate::snapshot::DoorState::endorsements`].
+    pub endorsements: Vec<String>,
 }
 
 /// A value that opens something at a door; empty when the hub gave none. Never printed.

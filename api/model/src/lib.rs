@@ -2,7 +2,8 @@
 //!
 //! Owns the words of the design as Rust types: ids, numbers, reasons, what a member reports
 //! ([`snapshot`]), what users declare ([`policy`]), what was decided ([`plan`]), what a member must
-//! hold ([`bundle`]) and the values that cross between hub and agent ([`session`]).
+//! hold ([`bundle`]), the values that cross between hub and agent ([`session`]), and the one machine that
+//! both run: keys that change step by step ([`rotation`]).
 //! Never does I/O, never reads a clock, never logs. Constructors that validate return errors that
 //! name the value; everything else is public data.
 
@@ -14,10 +15,12 @@ pub mod history;
 pub mod id;
 pub mod ledger;
 pub mod number;
+pub mod pin;
 pub mod plan;
 pub mod policy;
 pub mod reason;
 pub mod recipe;
+pub mod rotation;
 pub mod session;
 pub mod snapshot;
 pub mod traffic;

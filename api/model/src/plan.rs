@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::CrossingCa;
 use crate::dns::{Published, Zones};
 use crate::follower::FollowerPlan;
 use crate::policy::GlobalRoute;
@@ -39,6 +40,9 @@ pub struct MemberPlan {
     /// Names that it alone writes for ExternalDNS, by DNSPolicy.
     #[serde(default)]
     pub published: BTreeMap<NsName, Published>,
+    /// Whose crossing CAs the peers and the door's callers are, its own among them.
+    #[serde(default)]
+    pub cas: BTreeMap<MemberId, CrossingCa>,
 }
 
 /// A global gateway as one member serves it.

@@ -37,6 +37,8 @@ pub struct Policy {
 pub struct MemberSpec {
     /// The cluster that owns the name.
     pub uid: Option<ClusterUid>,
+    /// What tells this registration from an earlier one of the same cluster; only compared. Empty = unknown.
+    pub membership: String,
     /// Region; overrides what the nodes say.
     pub region: Option<String>,
     /// Zone; overrides what the nodes say.

@@ -62,6 +62,8 @@ reasons! {
     WeakDoor,
     /// The member's certificate authority is not known yet.
     NoCrossingCa,
+    /// The member's certificate authority was replaced by one that the one before did not sign.
+    UntrustedCa,
     /// No door of the member carries this kind of traffic.
     CrossingUnsupported,
     /// Two members report the same address for their doors.

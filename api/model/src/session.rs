@@ -1,6 +1,6 @@
 //! What hub and agent say to each other, as plain values. `fairlead-proto` carries them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,11 +10,13 @@ use crate::traffic::TrafficReport;
 use crate::{ClusterUid, MemberId, Millis, ObjectId, PlanNumber, Reason, SnapshotNumber};
 
 /// Version of the protocol that this code speaks. One minor of skew either way works.
-pub const PROTOCOL: Protocol = Protocol { major: 1, minor: 2 };
+pub const PROTOCOL: Protocol = Protocol { major: 1, minor: 3 };
 /// The minor version from which on a hub takes [`FromAgent::Traffic`].
 pub const TRAFFIC_SINCE: u32 = 1;
 /// The minor version from which on an agent takes [`FromHub::Trust`].
 pub const TRUST_SINCE: u32 = 2;
+/// The minor version from which on an agent takes [`FromHub::Crossing`].
+pub const CROSSING_SINCE: u32 = 3;
 
 /// Version of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,9 +70,25 @@ pub enum FromHub {
     SnapshotTaken(SnapshotNumber),
     /// The CAs of the control plane, PEM: whoever believes others should renew.
     Trust(String),
+    /// Who holds the member's crossing CA; said while it changes.
+    Crossing(CrossingHeld),
     /// It is alive.
     Heartbeat(Millis),
 }
+
+/// Which members do not hold a crossing CA yet that they need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrossingHeld {
+    /// SHA-256 of the PEM text that it is about, as the member reported it.
+    pub ca: Digest,
+    /// Members that are to hold it and are not known to; at most [`MISSING_MAX`].
+    pub missing: BTreeSet<MemberId>,
+    /// There are more than those.
+    pub more: bool,
+}
+
+/// Most names in [`CrossingHeld::missing`].
+pub const MISSING_MAX: usize = 100;
 
 /// First message of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]

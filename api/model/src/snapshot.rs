@@ -220,12 +220,18 @@ impl ServiceState {
     }
 }
 
+/// Most endorsements that a member shows: who was away for more changes of its CA has to be told by hand.
+pub const ENDORSEMENTS_MAX: usize = 8;
+
 /// The member's east-west door, as its own agent sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DoorState {
-    /// Certificate of the member's crossing CA, PEM; none before it was made.
+    /// Certificate of the member's crossing CA, PEM; two while it changes, none before it was made.
     pub ca_pem: Option<String>,
+    /// Certificates that earlier CAs made for later ones, PEM each: whoever pinned an earlier one
+    /// believes those after it. Oldest first, at most [`ENDORSEMENTS_MAX`].
+    pub endorsements: Vec<String>,
     /// What the agent's own knock found.
     pub knock: Knock,
     /// Details of the knock, bounded.

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use fairlead_model::bundle::{Bundle, BundleObject, Capability, Claim, Gate, Peer, RuleId};
+use fairlead_model::bundle::{
+    Bundle, BundleObject, Capability, Claim, CrossingCa, Gate, Peer, RuleId,
+};
 use fairlead_model::dns::{DnsName, RecordSet};
 use fairlead_model::ledger::Ledger;
 use fairlead_model::recipe::{
     Candidate, Recipe, RecipeBackend, RecipeTier, Serve, Split, Standing, WhenUnavailable,
 };
-use fairlead_model::snapshot::Address;
+use fairlead_model::snapshot::{Address, ENDORSEMENTS_MAX};
 use fairlead_model::{ClusterUid, MemberId, Note, ObjectId, Reason};
 use prost::Message as _;
 
@@ -30,6 +32,9 @@ pub fn bundle_to_ledger(bundle: &Bundle) -> Ledger {
     }
     for (member, peer) in &bundle.peers {
         add(format!("peer/{member}"), Item::Peer(peer_to_pb(member, peer)));
+    }
+    for (member, ca) in &bundle.cas {
+        add(format!("ca/{member}"), Item::CrossingCa(ca_to_pb(member, ca)));
     }
     for (key, item) in dns_item::zones_to_items(&bundle.zones) {
         add(key, item);
@@ -79,6 +84,10 @@ fn take(
         Item::Peer(peer) => {
             let (member, peer) = peer_from_pb(peer)?;
             bundle.peers.insert(member, peer);
+        }
+        Item::CrossingCa(ca) => {
+            let (member, ca) = ca_from_pb(ca)?;
+            bundle.cas.insert(member, ca);
         }
     }
     Ok(())
@@ -263,4 +272,21 @@ fn peer_from_pb(peer: pb::Peer) -> Result<(MemberId, Peer), String> {
         readiness: Capability(peer.readiness),
     };
     Ok((member, peer))
+}
+
+fn ca_to_pb(member: &MemberId, ca: &CrossingCa) -> pb::CrossingCa {
+    pb::CrossingCa {
+        member: member.to_string(),
+        uid: ca.uid.to_string(),
+        membership: ca.membership.clone(),
+        ca_pem: ca.ca_pem.clone(),
+        endorsements: ca.endorsements.clone(),
+    }
+}
+
+fn ca_from_pb(ca: pb::CrossingCa) -> Result<(MemberId, CrossingCa), String> {
+    let member = MemberId::new(&ca.member).map_err(|e| e.to_string())?;
+    let uid = ClusterUid::new(&ca.uid).map_err(|e| e.to_string())?;
+    let endorsements = ca.endorsements.into_iter().take(ENDORSEMENTS_MAX).collect();
+    Ok((member, CrossingCa { uid, membership: ca.membership, ca_pem: ca.ca_pem, endorsements }))
 }

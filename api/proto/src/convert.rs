@@ -1,11 +1,11 @@
 //! Messages of the stream to and from the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_model::health::{ApiServer, PeerReach, ProbeReport, Reach};
 use fairlead_model::session::{
-    ApplyReport, Beat, BundleUpdate, Exception, FromAgent, FromHub, Hello, OverlayReport, Protocol,
-    SnapshotUpdate, Welcome,
+    ApplyReport, Beat, BundleUpdate, CrossingHeld, Exception, FromAgent, FromHub, Hello,
+    MISSING_MAX, OverlayReport, Protocol, SnapshotUpdate, Welcome,
 };
 use fairlead_model::traffic::{FLOWS_MAX, Flow, FlowCounts, TrafficReport};
 use fairlead_model::{ClusterUid, MemberId, Millis, ObjectId, PlanNumber, Reason, SnapshotNumber};
@@ -44,6 +44,11 @@ pub fn hub_messages(message: &FromHub) -> Vec<pb::HubMessage> {
             number: Some(snapshot_number_to_pb(*number)),
         })),
         FromHub::Trust(ca_pem) => one(HubBody::Trust(pb::Trust { ca_pem: ca_pem.clone() })),
+        FromHub::Crossing(held) => one(HubBody::Crossing(pb::CrossingHeld {
+            ca: held.ca.to_vec(),
+            missing: held.missing.iter().map(ToString::to_string).collect(),
+            more: held.more,
+        })),
         FromHub::Heartbeat(now) => {
             one(HubBody::Heartbeat(pb::Heartbeat { now_ms: now.0, ..pb::Heartbeat::default() }))
         }
@@ -102,6 +107,7 @@ impl HubAssembler {
                 Some(FromHub::SnapshotTaken(snapshot_number_from_pb(taken.number)))
             }
             HubBody::Trust(trust) => Some(FromHub::Trust(trust.ca_pem)),
+            HubBody::Crossing(held) => Some(FromHub::Crossing(crossing_from_pb(&held)?)),
             HubBody::Heartbeat(beat) => Some(FromHub::Heartbeat(Millis(beat.now_ms))),
         })
     }
@@ -114,6 +120,16 @@ impl HubAssembler {
         let delta = self.bundle.push(number, part.delta)?;
         Ok(delta.map(|delta| BundleUpdate { number, base, delta, caused_at, trace_parent }))
     }
+}
+
+/// A name that is none still stands for somebody who is missing.
+fn crossing_from_pb(held: &pb::CrossingHeld) -> Result<CrossingHeld, ProtoError> {
+    let ca = held.ca.as_slice().try_into();
+    let ca = ca.map_err(|_| field("CrossingHeld", "ca", "no SHA-256"))?;
+    let names = held.missing.iter().map(|name| MemberId::new(name));
+    let missing: BTreeSet<MemberId> = names.flatten().take(MISSING_MAX).collect();
+    let more = held.more || missing.len() < held.missing.len();
+    Ok(CrossingHeld { ca, missing, more })
 }
 
 fn snapshot_parts(update: &SnapshotUpdate) -> Vec<pb::AgentMessage> {

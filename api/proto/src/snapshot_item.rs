@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_model::ledger::Ledger;
 use fairlead_model::snapshot::{
-    Address, ClusterFacts, Consent, DoorState, EndpointCounts, GatewayClassState, GatewayRole,
-    GatewayState, GrantFrom, Knock, ListenerState, PortState, ServiceState, Snapshot, SniState,
-    WeakDoor,
+    Address, ClusterFacts, Consent, DoorState, ENDORSEMENTS_MAX, EndpointCounts, GatewayClassState,
+    GatewayRole, GatewayState, GrantFrom, Knock, ListenerState, PortState, ServiceState, Snapshot,
+    SniState, WeakDoor,
 };
 use fairlead_model::{ClusterUid, Millis, Note, NsName, Reason, RouteKind};
 use prost::Message as _;
@@ -253,6 +253,7 @@ fn grant_from_pb(grant: pb::GrantFrom) -> Option<GrantFrom> {
 fn door_to_pb(door: &DoorState) -> pb::Door {
     pb::Door {
         ca_pem: door.ca_pem.clone(),
+        endorsements: door.endorsements.clone(),
         knock: knock_to_pb(door.knock).into(),
         message: door.message.clone(),
         sni: door.sni.as_ref().map(|sni| pb::SniListener {
@@ -284,6 +285,7 @@ fn door_from_pb(door: &pb::Door) -> DoorState {
     let weak = |class: &WeakDoor| door.weak.iter().any(|text| text == class.as_str());
     DoorState {
         ca_pem: door.ca_pem.clone(),
+        endorsements: door.endorsements.iter().take(ENDORSEMENTS_MAX).cloned().collect(),
         knock: knock_from_pb(door.knock()),
         message: door.message.clone(),
         sni: door.sni.as_ref().map(|sni| SniState {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fairlead_model::bundle::{Bundle, BundleObject, Claim, Gate, Peer, RuleId};
+use fairlead_model::bundle::{Bundle, BundleObject, Claim, CrossingCa, Gate, Peer, RuleId};
 use fairlead_model::dns::{
     AnswerPolicy, DnsName, MemberRecord, NameServer, Network, RecordSet, Strategy, WhenNoneHealthy,
     Zone, Zones,
@@ -16,8 +16,8 @@ use fairlead_model::recipe::{
     WhenUnavailable,
 };
 use fairlead_model::session::{
-    ApplyReport, Beat, BundleUpdate, Exception, FromAgent, FromHub, Hello, OverlayReport, PROTOCOL,
-    SnapshotUpdate, Welcome,
+    ApplyReport, Beat, BundleUpdate, CrossingHeld, Exception, FromAgent, FromHub, Hello,
+    OverlayReport, PROTOCOL, SnapshotUpdate, Welcome,
 };
 use fairlead_model::snapshot::{
     Address, ClusterFacts, Consent, DoorState, EndpointCounts, GatewayClassState, GatewayRole,
@@ -113,6 +113,7 @@ fn mk_snapshot() -> Snapshot {
         namespaces: ["shop".to_owned()].into(),
         door: DoorState {
             ca_pem: Some("PEM".into()),
+            endorsements: vec!["PEM of the next".into()],
             knock: Knock::StrangerLetIn,
             message: "let in".into(),
             sni: Some(SniState { knock: Knock::Shut, message: "shut".into() }),
@@ -177,6 +178,16 @@ fn mk_bundle() -> Bundle {
         recipes: [(RuleId { object: id, rule: 3 }, recipe)].into(),
         peers: [(member("east"), peer)].into(),
         zones: mk_zones(),
+        cas: [(member("east"), mk_crossing_ca())].into(),
+    }
+}
+
+fn mk_crossing_ca() -> CrossingCa {
+    CrossingCa {
+        uid: ClusterUid::new("u").unwrap(),
+        membership: "m".into(),
+        ca_pem: "PEM".into(),
+        endorsements: vec!["PEM of the next".into()],
     }
 }
 
@@ -344,6 +355,11 @@ fn every_hub_message_survives() {
         FromHub::SnapshotWanted,
         FromHub::SnapshotTaken(SnapshotNumber { incarnation: 1, sequence: 2 }),
         FromHub::Trust("PEM".into()),
+        FromHub::Crossing(CrossingHeld {
+            ca: [7; 32],
+            missing: [member("east")].into(),
+            more: true,
+        }),
         FromHub::Heartbeat(Millis(9)),
     ];
     for message in all {

@@ -108,6 +108,7 @@ fn plan(objects: &HubObjects, crosses: bool) -> MemberPlan {
         following: Vec::new(),
         zones: Default::default(),
         published: BTreeMap::new(),
+        cas: BTreeMap::new(),
     }
 }
 

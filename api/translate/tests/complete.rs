@@ -59,6 +59,11 @@ const SHOWN_ELSEWHERE: &[(Reason, &str, &str)] = &[
         "what_stops_a_change_is_said_and_nobody_keeps_it",
     ),
     (
+        Reason::UntrustedCa,
+        "member-agent/src/pins_test.rs",
+        "the_first_ca_is_believed_and_another_is_not",
+    ),
+    (
         Reason::CertificateExpired,
         "hub/tests/agent_port.rs",
         "an_expired_certificate_renews_with_its_own_key_and_does_nothing_else",

@@ -22,6 +22,7 @@ pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod top;
 pub(crate) mod trace;
+pub(crate) mod trust;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
@@ -47,6 +48,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Backup(args) => backup::run(connection, &args).await,
         Command::Restore(args) => restore::run(connection, &args).await,
         Command::Rotate(args) => rotate::run(connection, &args).await,
+        Command::Trust(args) => trust::run(connection, &args).await,
         Command::Migrate(args) => migrate::run(connection, &args).await,
         Command::Plan(args) => plan::run(&args),
         Command::Top(args) => top::run(connection, &args).await,

@@ -1,8 +1,8 @@
-//! `fairlead rotate`: asks the hub for new keys, and follows the change to its end.
+//! `fairlead rotate`: asks the hub, or a member's agent, for new keys, and follows the change to its end.
 //!
-//! Writes one annotation on the Secret that is changed, under the caller's own RBAC: the hub counts a text
-//! that it has not seen yet as a request, and says in another annotation how far it is. Never makes,
-//! reads or shows a key itself.
+//! Writes one annotation on the Secret that is changed, under the caller's own RBAC: the hub or the agent
+//! counts a text that it has not seen yet as a request, and says in another annotation how far it is. Never
+//! makes, reads or shows a key itself.
 
 use std::time::Duration;
 
@@ -26,15 +26,20 @@ hub-ca           the CA of the control plane. Members get certificates of the ne
                  one: print new ones.
 capability-keys  the keys behind capabilities and server names. Doors know a new key before any
                  route uses it; afterwards nothing opens by what a route held before.
+crossing-ca      the CA by which this member's door and callers are known to other members; run
+                 it with that member's kubeconfig. The old one signs the new one, others believe
+                 both, then certificates are of the new one, then the old one goes.
 
-No request fails and nobody joins anew. Every registered member is waited for before each
-step: one that is away holds the change up, unless you leave it out with --without. A member
-that was left out has to join again after hub-ca; after capability-keys others do not let it
-in until it is back. Run again while a change is under way, the command follows it.
+No request fails and nobody joins anew. Every member that is concerned is waited for before
+each step: one that is away holds the change up, unless you leave it out with --without. A
+member that was left out has to join again after hub-ca; after capability-keys and crossing-ca
+it exchanges nothing with others until it is back. Run again while a change is under way, the
+command follows it.
 
 EXAMPLES
   fairlead rotate hub-ca
-  fairlead rotate capability-keys --without eu-2";
+  fairlead rotate capability-keys --without eu-2
+  fairlead rotate crossing-ca --kubeconfig eu-1.yaml";
 
 /// Arguments of `rotate`.
 #[derive(Debug, Args)]
@@ -46,10 +51,10 @@ pub(crate) struct RotateArgs {
     /// Do not wait for this member. May be given several times.
     #[arg(long, value_name = "MEMBER")]
     without: Vec<MemberId>,
-    /// Ask only; the hub goes on by itself.
+    /// Ask only; the change goes on by itself.
     #[arg(long)]
     no_wait: bool,
-    /// Longest time to follow it; the hub goes on by itself.
+    /// Longest time to follow it; the change goes on by itself.
     #[arg(long, value_name = "TIME", default_value = "30m", value_parser = parse_timeout)]
     timeout: Duration,
 }
@@ -61,6 +66,8 @@ enum What {
     HubCa,
     /// The keys behind capabilities.
     CapabilityKeys,
+    /// The CA of one member's door and callers, in that member.
+    CrossingCa,
 }
 
 impl What {
@@ -68,6 +75,7 @@ impl What {
         match self {
             Self::HubCa => keys::SECRET_HUB_CA,
             Self::CapabilityKeys => keys::SECRET_HUB_KEYS,
+            Self::CrossingCa => keys::SECRET_CROSSING_CA,
         }
     }
 
@@ -75,6 +83,15 @@ impl What {
         match self {
             Self::HubCa => "the CA of the hub",
             Self::CapabilityKeys => "the keys of capabilities",
+            Self::CrossingCa => "the crossing CA of this cluster",
+        }
+    }
+
+    /// Who changes it.
+    fn by(self) -> &'static str {
+        match self {
+            Self::HubCa | Self::CapabilityKeys => "the hub",
+            Self::CrossingCa => "the agent",
         }
     }
 }
@@ -96,7 +113,7 @@ struct Rotation<'a> {
     what: What,
 }
 
-/// How far the hub is.
+/// How far it is.
 #[derive(Debug, PartialEq, Eq)]
 enum Progress {
     /// Not begun.
@@ -115,7 +132,10 @@ impl Rotation<'_> {
                 format!("{} cannot be changed", self.what.words()),
                 format!("there is no Secret {}/{name}", self.home),
             )
-            .next("the hub makes it at its first start; this needs the hub's kubeconfig")
+            .next(format!(
+                "{} makes it at its first start; this needs the kubeconfig of its cluster",
+                self.what.by()
+            ))
         })
     }
 
@@ -141,7 +161,7 @@ impl Rotation<'_> {
         let words = self.what.words();
         steps.done(match under_way {
             Some(_) => format!("a change of {words} is under way"),
-            None => format!("asked the hub to change {words}"),
+            None => format!("asked {} to change {words}", self.what.by()),
         });
         Ok(asked)
     }
@@ -149,7 +169,7 @@ impl Rotation<'_> {
     async fn follow(&self, asked: &str, timeout: Duration, steps: Steps) -> Result<(), Failure> {
         let start = tokio::time::Instant::now();
         let mut waiting = steps.wait(format!("changing {}", self.what.words()));
-        let mut last = "the hub has not begun".to_owned();
+        let mut last = format!("{} has not begun", self.what.by());
         while start.elapsed() < timeout {
             match progress(&self.read().await?, asked) {
                 Progress::Done => {
@@ -167,10 +187,11 @@ impl Rotation<'_> {
         }
         drop(waiting);
         let what = format!("{} were not changed in {timeout:?}", self.what.words());
-        Err(Failure::timed_out(what, last).next(
-            "the hub goes on by itself; run this again to follow it, with --without MEMBER to leave out a \
-             member that does not come back",
-        ))
+        Err(Failure::timed_out(what, last).next(format!(
+            "{} goes on by itself; run this again to follow it, with --without MEMBER to leave out a member \
+             that does not come back",
+            self.what.by()
+        )))
     }
 }
 
@@ -190,7 +211,7 @@ fn progress(object: &Json, asked: &str) -> Progress {
     let names: Vec<&str> = names.filter_map(Json::as_str).collect();
     let more = record["waitingForMore"].as_u64().unwrap_or(0);
     let waits = match (names.as_slice(), more) {
-        ([], _) => "all members hold it".to_owned(),
+        ([], _) => "all hold it".to_owned(),
         (names, 0) => format!("waiting for {}", names.join(", ")),
         (names, more) => format!("waiting for {} and {more} more", names.join(", ")),
     };
@@ -267,7 +288,7 @@ mod tests {
         assert_eq!(of(json!({"asked": "b", "done": true})), Progress::Unseen);
         assert_eq!(of(json!({"asked": "a", "done": true})), Progress::Done);
         let rows = [
-            (json!([]), 0, "step 1 of 2 is done, all members hold it"),
+            (json!([]), 0, "step 1 of 2 is done, all hold it"),
             (json!(["x", "y"]), 0, "step 1 of 2 is done, waiting for x, y"),
             (json!(["x"]), 4, "step 1 of 2 is done, waiting for x and 4 more"),
         ];

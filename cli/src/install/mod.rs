@@ -26,7 +26,7 @@ const HUB_YAML: &str = include_str!("hub.yaml");
 const AGENT_YAML: &str = include_str!("agent.yaml");
 
 /// ConfigMap in which an agent says how far it is.
-pub(crate) const CONFIG_MAP_STATE: &str = "fairlead-agent-state";
+pub(crate) const CONFIG_MAP_STATE: &str = keys::CONFIG_MAP_AGENT_STATE;
 /// On a namespace that the CLI made, so that `leave` may take it away again.
 pub(crate) const CREATED_BY: &str = "fairlead.dev/created-by";
 /// Name of the hub's Service that other clusters reach.

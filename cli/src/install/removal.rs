@@ -66,8 +66,10 @@ pub(crate) async fn clean(
         let id = ObjectId::new("", "v1", "Secret", home, name);
         removed += tolerate_count(remove_id(cluster, &id).await, errors, steps)?;
     }
-    let state = ObjectId::new("", "v1", "ConfigMap", home, install::CONFIG_MAP_STATE);
-    removed += tolerate_count(remove_id(cluster, &state).await, errors, steps)?;
+    for name in [install::CONFIG_MAP_STATE, keys::CONFIG_MAP_AGENT_PINS] {
+        let id = ObjectId::new("", "v1", "ConfigMap", home, name);
+        removed += tolerate_count(remove_id(cluster, &id).await, errors, steps)?;
+    }
     removed += remove_namespace(cluster, home, &kinds, steps).await?;
     steps.done(format!("{} removed", output::count(removed, "object")));
     Ok(())

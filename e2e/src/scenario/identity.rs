@@ -4,9 +4,11 @@
 //! clocks are moved. Everything happens under load.
 //!
 //! Letters: a renewal, j refused joins, t a stolen certificate, k the agent's own rights in its cluster,
-//! c the hub's keys and CA changed, r a member that is removed, e Events. Leaves the world as it was.
+//! c the hub's keys and CA changed, x a member's crossing CA changed, r a member that is removed, e Events.
+//! Leaves the world as it was.
 
 mod clock;
+mod crossing;
 mod event;
 mod join;
 mod removed;
@@ -61,6 +63,7 @@ async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     thief::play(fleet, facts).await?;
     rights::play(fleet, facts).await;
     rotation::play(fleet, facts).await;
+    crossing::play(fleet, facts).await;
     removed::play(fleet, facts).await;
     event::play(fleet, facts).await;
     Ok(())

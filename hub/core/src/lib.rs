@@ -21,7 +21,6 @@ pub mod inventory;
 pub mod numbering;
 pub mod passive;
 pub mod push;
-pub mod rotation;
 pub mod session;
 pub mod visible;
 

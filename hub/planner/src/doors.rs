@@ -9,6 +9,7 @@ mod sni;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fairlead_model::bundle::CrossingCa;
 use fairlead_model::policy::MemberSpec;
 use fairlead_model::snapshot::{Address, GatewayRole, GatewayState, Knock, Snapshot};
 use fairlead_model::{ClusterUid, MemberId, Note, NsName, Reason, ServicePort};
@@ -31,7 +32,7 @@ pub(crate) struct Door {
     /// How it is reached; none = it never was trusted.
     pub(crate) facts: Option<DoorMemory>,
     /// The member's crossing CA, also of one without a door: an entry needs it too.
-    pub(crate) ca_pem: Option<String>,
+    pub(crate) ca: Option<CrossingCa>,
     /// Port of the listener that tells services apart by SNI, where the member can have one.
     pub(crate) sni_port: Option<u16>,
     /// Why nothing may come by that listener, beyond `answer`.
@@ -78,16 +79,26 @@ pub(crate) fn examine(input: &FleetInput, report: &mut Report) -> Examined {
     }
     let door = |(id, answer): (MemberId, Answer)| {
         let facts = memory.get(&id).filter(|door| !door.addresses.is_empty()).cloned();
-        let ca_pem = memory.get(&id).and_then(|door| door.ca_pem.clone());
         let spec = input.policy.members.get(&id);
+        let membership = spec.map(|spec| spec.membership.as_str()).unwrap_or_default();
+        let ca = memory.get(&id).and_then(|door| crossing_ca(door, membership));
         let snapshot = input.members.get(&id).and_then(|m| m.snapshot.as_deref());
         let sni = sni::examine(&id, spec.zip(snapshot), memory.get(&id), &address_holders);
         let port_refusal = ports::refusal(snapshot);
         let (sni_port, sni_refusal) = (sni.port, sni.refusal);
-        (id, Door { answer, facts, ca_pem, sni_port, sni_refusal, port_refusal })
+        (id, Door { answer, facts, ca, sni_port, sni_refusal, port_refusal })
     };
     let doors = answers.into_iter().map(door).collect();
     Examined { doors, memory, address_holders }
+}
+
+fn crossing_ca(door: &DoorMemory, membership: &str) -> Option<CrossingCa> {
+    Some(CrossingCa {
+        uid: door.uid.clone(),
+        membership: membership.to_owned(),
+        ca_pem: door.ca_pem.clone()?,
+        endorsements: door.endorsements.clone(),
+    })
 }
 
 /// The cluster that a member is: what the hub registered, else what it says itself.
@@ -110,7 +121,11 @@ fn examine_one(
     before: Option<&DoorMemory>,
 ) -> (DoorMemory, Answer) {
     let gateway = door_gateway(snapshot);
-    let ca_pem = snapshot.door.ca_pem.clone().or_else(|| before?.ca_pem.clone());
+    let said = &snapshot.door;
+    let (ca_pem, endorsements) = match (&said.ca_pem, before) {
+        (None, Some(before)) => (before.ca_pem.clone(), before.endorsements.clone()),
+        (ca_pem, _) => (ca_pem.clone(), said.endorsements.clone()),
+    };
     let proven_shut = match snapshot.door.knock {
         Knock::Shut => true,
         Knock::Unknown => before.is_some_and(|door| door.proven_shut && door.ca_pem == ca_pem),
@@ -142,8 +157,17 @@ fn examine_one(
     let port = door_port(spec);
     let sni_proven_shut = sni::is_proven_shut(snapshot, before.filter(|d| d.ca_pem == ca_pem));
     let ports = before.map(|door| door.ports.clone()).unwrap_or_default();
-    let uid = uid.clone();
-    (DoorMemory { uid, addresses, port, ca_pem, proven_shut, sni_proven_shut, ports }, answer)
+    let facts = DoorMemory {
+        uid: uid.clone(),
+        addresses,
+        port,
+        ca_pem,
+        endorsements,
+        proven_shut,
+        sni_proven_shut,
+        ports,
+    };
+    (facts, answer)
 }
 
 /// The door's Gateway; a programmed one when there are several.

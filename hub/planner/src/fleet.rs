@@ -213,7 +213,7 @@ fn place(spec: &MemberSpec, known: &MemberInput, door: &Door) -> Place {
         labels: spec.labels.clone(),
         traffic: spec.traffic,
         state: known.health.state,
-        has_crossing_ca: door.ca_pem.is_some(),
+        has_crossing_ca: door.ca.is_some(),
         wraps_streams: known.snapshot.as_deref().is_some_and(|s| wraps_streams(spec, s)),
     }
 }

@@ -74,6 +74,9 @@ pub struct DoorMemory {
     pub port: u16,
     /// The member's crossing CA, PEM.
     pub ca_pem: Option<String>,
+    /// Why that one is to be believed by who pinned an earlier one.
+    #[serde(default)]
+    pub endorsements: Vec<String>,
     /// A knock has found it shut since it was last found open.
     pub proven_shut: bool,
     /// The same for its listener that tells services apart by SNI.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use fairlead_model::bundle::CrossingCa;
 use fairlead_model::follower::{Follower, FollowerPlan};
 use fairlead_model::plan::{
     DoorPlan, DoorPort, DoorService, EntryDecision, MemberPlan, Passage, PeerPlan, RoutePlan,
@@ -52,6 +53,7 @@ pub(crate) fn assemble(
             following: Vec::new(),
             zones: Arc::clone(&dns.zones),
             published: dns.published.get(id).cloned().unwrap_or_default(),
+            cas: BTreeMap::new(),
         };
         for (global, local) in gateways.get(id).into_iter().flatten() {
             plan.gateways.insert(global.clone(), local.plan.clone());
@@ -70,6 +72,7 @@ pub(crate) fn assemble(
     for (id, member) in &fleet.members {
         let Some(plan) = plans.get_mut(id) else { continue };
         plan.door = door(fleet, id, member, callers.remove(id).unwrap_or_default());
+        plan.cas = cas(fleet, plan);
     }
     plans.into_iter().map(|(id, plan)| (id, Arc::new(plan))).collect()
 }
@@ -202,9 +205,9 @@ fn door(
 ) -> Option<DoorPlan> {
     let class = member.spec.gateway_class.clone()?;
     // Without its own CA the door could answer nobody, not even the member's own knock.
-    member.door.ca_pem.as_ref()?;
+    member.door.ca.as_ref()?;
     let ca = |id: MemberId| {
-        let pem = fleet.members.get(&id)?.door.ca_pem.clone()?;
+        let pem = fleet.members.get(&id)?.door.ca.as_ref()?.ca_pem.clone();
         Some((id, pem))
     };
     let sni_port = member.door.sni_port;
@@ -217,6 +220,13 @@ fn door(
         sni: sni_port.map(|port| SniDoor { port, services: callers.sni_services }),
         ports: callers.ports,
     })
+}
+
+/// Whose the CAs are that stand in the plan.
+fn cas(fleet: &Fleet<'_>, plan: &MemberPlan) -> BTreeMap<MemberId, CrossingCa> {
+    let callers = plan.door.iter().flat_map(|door| door.callers.keys());
+    let ca = |id: &MemberId| Some((id.clone(), fleet.members.get(id)?.door.ca.clone()?));
+    plan.peers.keys().chain(callers).filter_map(ca).collect()
 }
 
 fn trust(member: &Member<'_>) -> Trust {

@@ -278,7 +278,7 @@ impl Session {
         match message {
             FromHub::Welcome(_) => self.hang_up(Hangup::OutOfTurn, now, jitter, out),
             // Whom to believe is the business of who has the certificate.
-            FromHub::Heartbeat(_) | FromHub::Trust(_) => {}
+            FromHub::Heartbeat(_) | FromHub::Trust(_) | FromHub::Crossing(_) => {}
             FromHub::SnapshotWanted => {
                 open.base = None;
                 open.in_flight = None;

@@ -70,6 +70,7 @@ impl Inner {
 
 /// Renders every peer of the plan, and the grants for the routes that use them.
 pub(super) fn render_peers(plan: &MemberPlan, keyring: &CapabilityKeys, draft: &mut Draft) {
+    draft.bundle.cas.clone_from(&plan.cas);
     for (member, peer) in &plan.peers {
         draft.bundle.peers.insert(member.clone(), probed(peer, keyring));
         // A witness asks the door itself; nothing in its cluster leads there.

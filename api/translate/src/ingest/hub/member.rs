@@ -52,6 +52,7 @@ fn ingest_member(name: &str, object: &Json) -> Result<(MemberId, MemberSpec), St
         id,
         MemberSpec {
             uid: uid.map_err(|error| error.to_string())?,
+            membership: raw::text(object, "/metadata/uid").unwrap_or_default().to_owned(),
             region: spec.location.region,
             zone: spec.location.zone,
             labels: raw::texts(object, "/metadata/labels"),

@@ -1,4 +1,4 @@
-//! Changing the hub's own keys while all goes on: what the next step is.
+//! Changing keys while all goes on, the hub's and a member's: what the next step is.
 //!
 //! A rotation is asked for by an annotation with a text that was not there before, and told by a record
 //! beside it. It goes step by step; no step is taken before every member is known to hold what the step
@@ -9,12 +9,14 @@
 //!  capability keys   1 ─▶ 1 2 ─▶ 1 2 3 ─▶ 2 3 4     doors take the newest three, routes the one before
 //!                                                   the newest: after three additions the first is gone
 //!  CA of the hub     a ─▶ a (serves) + b (signs) ─▶ b
+//!  crossing CA       a ─▶ a (signs) + b ─▶ a + b (signs) ─▶ b
 //! ```
 
 use std::collections::BTreeSet;
 
-use fairlead_model::{MemberId, Millis};
 use serde::{Deserialize, Serialize};
+
+use crate::Millis;
 
 /// So long everybody must hold a step before the next one: an agent says that it has written a route
 /// before its gateway goes by it.
@@ -34,10 +36,10 @@ pub struct Record {
     pub step: u32,
     /// Steps of it.
     pub of: u32,
-    /// Members that do not hold the last step yet.
+    /// Who does not hold the last step yet: members, and for a crossing CA the hub or a gateway.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub waiting_for: Vec<String>,
-    /// Such members beyond those.
+    /// How many beyond those.
     #[serde(skip_serializing_if = "is_zero")]
     pub waiting_for_more: usize,
     /// All steps are done, and what was there before is gone.
@@ -52,9 +54,9 @@ fn is_zero(count: &usize) -> bool {
 impl Record {
     /// The same, waiting for these.
     #[must_use]
-    pub fn waiting(&self, missing: &BTreeSet<MemberId>) -> Self {
+    pub fn waiting(&self, missing: &BTreeSet<String>) -> Self {
         Self {
-            waiting_for: missing.iter().take(NAMES_MAX).map(ToString::to_string).collect(),
+            waiting_for: missing.iter().take(NAMES_MAX).cloned().collect(),
             waiting_for_more: missing.len().saturating_sub(NAMES_MAX),
             ..self.clone()
         }
@@ -75,10 +77,12 @@ pub struct Look<'a> {
     pub asked: Option<&'a str>,
     /// How the last one stands.
     pub record: Option<&'a Record>,
-    /// Members that do not hold what is given out now, but for those that somebody said not to wait for.
-    pub missing: &'a BTreeSet<MemberId>,
+    /// Who does not hold what is given out now, but for those that somebody said not to wait for.
+    pub missing: &'a BTreeSet<String>,
     /// Since when nobody was missing; none while somebody is.
     pub whole_since: Option<Millis>,
+    /// So long nobody must be missing.
+    pub settle_ms: u64,
     /// Now.
     pub now: Millis,
 }
@@ -105,7 +109,7 @@ pub fn next(look: Look<'_>, of: u32) -> Next {
         }
         (None, _) => return Next::Nothing,
     };
-    let settled = look.whole_since.is_some_and(|at| look.now.since(at) >= SETTLE_MS);
+    let settled = look.whole_since.is_some_and(|at| look.now.since(at) >= look.settle_ms);
     if !settled {
         return Next::Wait(record.waiting(look.missing));
     }
@@ -118,6 +122,9 @@ pub fn next(look: Look<'_>, of: u32) -> Next {
 pub const KEY_STEPS: u32 = KEYS_ADDED + 1;
 /// Steps in which the CA of the hub changes: the new one beside the old, then it alone.
 pub const CA_STEPS: u32 = 2;
+/// Steps in which the crossing CA of a member changes: the new one beside the old, certificates of the
+/// new one, then it alone.
+pub const CROSSING_STEPS: u32 = 3;
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
@@ -126,14 +133,17 @@ mod tests {
 
     const NOW: Millis = Millis(1_000_000);
 
-    fn mk_missing(names: &[&str]) -> BTreeSet<MemberId> {
-        names.iter().map(|name| MemberId::new(name).unwrap()).collect()
+    fn mk_missing(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
     }
 
     fn decide(asked: Option<&str>, record: Option<&Record>, whole_for_ms: Option<u64>) -> Next {
         let missing = mk_missing(if whole_for_ms.is_some() { &[] } else { &["west"] });
         let whole_since = whole_for_ms.map(|ms| Millis(NOW.0 - ms));
-        next(Look { asked, record, missing: &missing, whole_since, now: NOW }, CA_STEPS)
+        next(
+            Look { asked, record, missing: &missing, whole_since, settle_ms: SETTLE_MS, now: NOW },
+            CA_STEPS,
+        )
     }
 
     fn mk_record(step: u32, done: bool) -> Record {
