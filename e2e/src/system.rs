@@ -47,9 +47,8 @@ pub const LOSS: &[Need] =
     &[Need { probe: &["nft", "--version"], package: Some("nftables"), purpose: "drops packets" }];
 
 /// Only for clocks that are moved.
-pub const CLOCKS: &[Need] = &[
-    Need { probe: &["cc", "--version"], package: Some("gcc"), purpose: "makes their library" },
-];
+pub const CLOCKS: &[Need] =
+    &[Need { probe: &["cc", "--version"], package: Some("gcc"), purpose: "makes their library" }];
 
 /// Only scenario `dns`: servers, resolvers and those who judge them.
 pub const NAMES: &[Need] = &[

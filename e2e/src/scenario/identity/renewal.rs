@@ -6,9 +6,7 @@ use anyhow::{Context, Result};
 use rcgen::KeyPair;
 use serde_json::json;
 
-use super::{
-    LIFE, WEST, end_of, epochs, is_reason, keys_stay, leafs, now_ms, told, wait_leafs,
-};
+use super::{LIFE, WEST, end_of, epochs, is_reason, keys_stay, leafs, now_ms, told, wait_leafs};
 use crate::{
     fleet::{
         Fleet,

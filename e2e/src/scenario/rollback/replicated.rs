@@ -52,12 +52,14 @@ struct Stage<'a> {
 
 impl Stage<'_> {
     async fn tell(&self, etcd: &Etcd, facts: &mut Facts) -> Result<()> {
-        facts.look("e0", "the hub moves to an etcd, and a second one stands by", async {
-            self.move_over(etcd).await.map(|()| fine())
-        })
-        .await;
+        facts
+            .look("e0", "the hub moves to an etcd, and a second one stands by", async {
+                self.move_over(etcd).await.map(|()| fine())
+            })
+            .await;
         let before = newest(self.fleet).await.context("the history on the etcd")?.number;
-        let name = "the hub that decides is killed while a change is tried: it goes on with the other";
+        let name =
+            "the hub that decides is killed while a change is tried: it goes on with the other";
         facts.look("e1", name, self.tried()).await;
         let name = "a rollback under load with the second hub, by the history of the first";
         facts.look("e2", name, self.rolled_back(before)).await;
