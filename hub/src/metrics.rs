@@ -5,6 +5,8 @@
 
 pub mod look;
 
+use std::collections::BTreeSet;
+
 use fairlead_model::MemberId;
 use fairlead_model::health::MemberState;
 use fairlead_model::session::{ApplyReport, BundleUpdate};
@@ -36,6 +38,7 @@ pub struct Metrics {
     pushes: Family<PushLabels, Counter>,
     push_bytes: Counter,
     held: Family<ReasonLabels, Gauge>,
+    rotations: Family<RotationLabels, Gauge>,
     members: Family<MemberLabels, Gauge>,
     alarms: Gauge,
     snapshots: Family<MemberLabel, Gauge>,
@@ -156,6 +159,13 @@ struct MemberLabels {
     state: &'static str,
 }
 
+/// Labels of `rotation_waits`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RotationLabels {
+    secret: &'static str,
+    member: String,
+}
+
 /// Labels with a member.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MemberLabel {
@@ -241,6 +251,7 @@ impl Metrics {
             pushes: Family::default(),
             push_bytes: Counter::default(),
             held: Family::default(),
+            rotations: Family::default(),
             members: Family::default(),
             alarms: Gauge::default(),
             snapshots: Family::default(),
@@ -272,6 +283,8 @@ impl Metrics {
             "1 while the hub does not plan, or plans only what is edited, for this reason",
             m.held.clone(),
         );
+        let help = "1 while a change of the keys in one of the hub's Secrets waits for this member";
+        registry.register("rotation_waits", help, m.rotations.clone());
         registry.register("alarms", "Findings that a person must act on", m.alarms.clone());
         let help = "Statuses written in the hub's API, by outcome";
         registry.register("status_writes", help, m.status_writes.clone());
@@ -415,6 +428,22 @@ impl Metrics {
         for (member, state) in members {
             let labels = MemberLabels { member: member.to_string(), state: state_label(state) };
             self.members.get_or_create(&labels).set(1);
+        }
+    }
+
+    /// For whom a change of the keys in a Secret waits, after `before`.
+    pub fn set_rotation(
+        &self,
+        secret: &'static str,
+        before: &BTreeSet<String>,
+        now: &BTreeSet<String>,
+    ) {
+        let labels = |member: &String| RotationLabels { secret, member: member.clone() };
+        for member in before.difference(now) {
+            self.rotations.remove(&labels(member));
+        }
+        for member in now {
+            self.rotations.get_or_create(&labels(member)).set(1);
         }
     }
 

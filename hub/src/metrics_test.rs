@@ -16,6 +16,7 @@ fn filled() -> String {
     metrics.set_members([(&east, MemberState::Up)], 1);
     metrics.set_snapshots([(&east, Millis(1_000))]);
     metrics.set_held(&[]);
+    metrics.set_rotation("fairlead-hub-ca", &[].into(), &["east".to_owned()].into());
     metrics.set_watch("HTTPRoute", true);
     metrics.count_plan(0.01, 0);
     metrics.count_status(Outcome::Done);
@@ -38,6 +39,25 @@ fn a_removed_member_is_not_counted_any_more() {
     assert!(text(&metrics).contains(line));
     metrics.set_members([], 0);
     assert!(!text(&metrics).contains("east"));
+}
+
+#[test]
+fn a_rotation_shows_whom_it_waits_for_and_nobody_else() {
+    let metrics = Metrics::default();
+    let set = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+    let (first, second) = (set(&["east", "west"]), set(&["west"]));
+    metrics.set_rotation("fairlead-hub-ca", &set(&[]), &first);
+    metrics.set_rotation("fairlead-hub-keys", &set(&[]), &set(&["east"]));
+    metrics.set_rotation("fairlead-hub-ca", &first, &second);
+    let line = |secret: &str, member: &str| {
+        format!("fairlead_hub_rotation_waits{{secret=\"{secret}\",member=\"{member}\"}} 1")
+    };
+    let shown = text(&metrics);
+    assert!(shown.contains(&line("fairlead-hub-ca", "west")), "{shown}");
+    assert!(shown.contains(&line("fairlead-hub-keys", "east")), "{shown}");
+    assert!(!shown.contains(&line("fairlead-hub-ca", "east")), "{shown}");
+    metrics.set_rotation("fairlead-hub-ca", &second, &set(&[]));
+    assert!(!text(&metrics).contains("fairlead-hub-ca"));
 }
 
 #[test]

@@ -28,6 +28,7 @@ use crate::bootstrap::{self, BootstrapError};
 use crate::clock;
 use crate::conductor::Current;
 use crate::fleet::{Fleet, MemberNow};
+use crate::metrics::Metrics;
 
 /// How often members are looked at while a change is under way.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -55,7 +56,8 @@ pub trait Turning: Send + Sync {
 }
 
 /// Watches the Secret and takes steps for ever.
-pub async fn turn(client: Client, namespace: String, turning: impl Turning) {
+pub async fn turn(client: Client, namespace: String, metrics: Arc<Metrics>, turning: impl Turning) {
+    let mut waits_for = BTreeSet::new();
     let secrets: Api<Secret> = Api::namespaced(client, &namespace);
     let name = turning.secret();
     let mut seen = pin!(watch_object(secrets.clone(), name).default_backoff());
@@ -84,6 +86,9 @@ pub async fn turn(client: Client, namespace: String, turning: impl Turning) {
         let record = record_of(secret);
         let next = decide(secret, record.as_ref(), &missing, whole_since, turning.steps());
         turns = next != Next::Nothing;
+        let missing = if turns { missing } else { BTreeSet::new() };
+        metrics.set_rotation(name, &waits_for, &missing);
+        waits_for = missing;
         let written = match &next {
             Next::Nothing => {
                 // Nobody looks at members from now on.

@@ -397,9 +397,11 @@ impl Hub {
             fleet: Arc::clone(&fleet),
             current: Arc::clone(&current),
         };
-        let namespace = &self.args.namespace;
-        self.spawn(turn(client.clone(), namespace.clone(), ca));
-        self.spawn(turn(client.clone(), namespace.clone(), Capabilities { keys, fleet, current }));
+        let at = || (client.clone(), self.args.namespace.clone(), Arc::clone(&self.metrics));
+        let (of_api, namespace, metrics) = at();
+        self.spawn(turn(of_api, namespace, metrics, ca));
+        let (of_api, namespace, metrics) = at();
+        self.spawn(turn(of_api, namespace, metrics, Capabilities { keys, fleet, current }));
     }
 
     fn spawn_events(&self, client: &Client) -> Events {

@@ -137,10 +137,10 @@ fn set_hub(fleet: &Fleet<'_>, day: i64) -> Result<()> {
     world.fault().set_clock(world.hub().name(), Hand::Program, day * DAY_S)
 }
 
-/// What an entry's gateway takes for today: it stands in each of its answers. In days from ours.
+/// What an entry's gateway takes for today, in days from ours: it stands in the answers that are its own.
 async fn day_of_gateway(fleet: &Fleet<'_>, member: &str) -> Result<i64> {
     let address = fleet.entries().await?[member];
-    let request = Request::get(PATH).header("host", shop::HOST).body(Empty::new())?;
+    let request = Request::get("/nothing").header("host", shop::HOST).body(Empty::new())?;
     let answer = http1::send(address, request).await?;
     let date = answer.headers().get("date").context("an answer without a date")?.to_str()?;
     let date = rfc2822::parse(date).with_context(|| format!("reading the date {date:?}"))?;
