@@ -11,7 +11,10 @@ use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::{Value, json};
 
-use super::spine::{clean_up, dump_members};
+use super::{
+    and_clear,
+    spine::{clean_up, dump_members},
+};
 use crate::{
     fleet::{
         Fleet, SETTLE_LIMIT,
@@ -35,10 +38,7 @@ const SHARE_MAX: f64 = 0.1;
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    and_clear(tell(&fleet, facts), clean_up(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {

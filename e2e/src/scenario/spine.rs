@@ -24,8 +24,9 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::and_clear;
 use crate::{
-    fleet::{Fleet, dump::Dump, entry, program::build_programs, shop},
+    fleet::{Fleet, dump::Dump, entry, shop},
     load::{Load, Report},
     object::ObjectKey,
     report::Facts,
@@ -69,12 +70,8 @@ pub(super) async fn run_core(world: &World, facts: &mut Facts) -> Result<()> {
 }
 
 async fn play(world: &World, facts: &mut Facts, extent: Extent) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let stage = Stage { fleet: Fleet::new(world)?, before: dump_members(world).await? };
-    let told = tell(&stage, facts, extent).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&stage.fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let stage = Stage { fleet: Fleet::built(world).await?, before: dump_members(world).await? };
+    and_clear(tell(&stage, facts, extent), clean_up(&stage.fleet)).await
 }
 
 async fn tell(stage: &Stage<'_>, facts: &mut Facts, extent: Extent) -> Result<()> {
