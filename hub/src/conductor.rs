@@ -322,6 +322,7 @@ impl Conductor {
     ) -> BTreeMap<RouteKey, Pin> {
         let asked = asked_pins(objects);
         before.retain(|key, _| asked.contains_key(key));
+        let is_synced = self.objects.unsynced().is_empty();
         let mut history = self.chronicle.history();
         let mut pins = BTreeMap::new();
         for (key, number) in asked {
@@ -344,7 +345,11 @@ impl Conductor {
             };
             pins.insert(key, pin);
         }
-        history.keep_pinned(before.iter().map(|(key, (number, _))| (key.clone(), *number)));
+        let in_force = before.iter().map(|(key, (number, _))| (key.clone(), *number));
+        // Pins of routes that are not read yet are not gone.
+        if is_synced && history.keep_pinned(in_force) {
+            self.chronicle.pinned.mark();
+        }
         pins
     }
 

@@ -29,6 +29,7 @@ use crate::enroll::EnrollService;
 use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::gate::Way;
+use crate::history::copy::Copyist;
 use crate::history::{Chronicle, Scribe};
 use crate::lease::HubLease;
 use crate::link::Link;
@@ -232,9 +233,10 @@ impl Hub {
     async fn decide(&self, client: &Client, office: &Office) -> anyhow::Result<()> {
         let taken = async {
             let lease = self.take_lease(client, office.holder()).await?;
-            anyhow::Ok((lease, self.own_objects(client).await))
+            let own = self.own_objects(client).await;
+            anyhow::Ok((lease, own, self.read_history(client).await?))
         };
-        let (lease, (authorities, keys)) = tokio::select! {
+        let (lease, (authorities, keys), copyist) = tokio::select! {
             taken = taken => taken?,
             () = self.stop.cancelled() => return Ok(()),
         };
@@ -242,6 +244,7 @@ impl Hub {
         let certificate = self.server_certificate(client, &authority).await?;
         let keys = Arc::new(ArcSwap::from_pointee(keys));
         self.spawn_conductor(Arc::clone(&keys)).await?;
+        self.spawn(copyist.run());
         self.spawn_status(client);
         self.spawn_upkeep(client, &authority, &certificate);
         self.spawn_rotation(client, &authority, keys);
@@ -318,6 +321,21 @@ impl Hub {
         }
     }
 
+    /// The history as the store has it, and what only its copy has.
+    async fn read_history(&self, client: &Client) -> anyhow::Result<Copyist> {
+        let limits = self.args.history();
+        *self.chronicle.history() = self.read(move |store| history::read(store, limits)).await?;
+        let namespace = &self.args.namespace;
+        loop {
+            let (chronicle, fleet) = (Arc::clone(&self.chronicle), Arc::clone(&self.fleet));
+            match Copyist::open(client, namespace, chronicle, fleet).await {
+                Ok(copyist) => return Ok(copyist),
+                Err(error) => self.start.wait(format!("{:#}", anyhow::Error::from(error))),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     async fn server_certificate(
         &self,
         client: &Client,
@@ -331,8 +349,6 @@ impl Hub {
     }
 
     async fn spawn_conductor(&self, keys: Arc<ArcSwap<CapabilityKeys>>) -> anyhow::Result<()> {
-        let limits = self.args.history();
-        *self.chronicle.history() = self.read(move |store| history::read(store, limits)).await?;
         let memory_slot = Arc::new(MemorySlot::default());
         let conductor = Conductor {
             objects: Arc::clone(&self.objects),

@@ -8,11 +8,13 @@
 //!
 //! ```text
 //!  decisions ─▶ Recorder ─▶ Draft ─▶ History ─▶ views, pins
-//!                                       └─▶ records ─▶ (store)
+//!                                       ├─▶ records ─▶ (store)
+//!                                       └─▶ Extract ─▶ (copy outside of the store)
 //! ```
 
 mod cause;
 mod classes;
+mod extract;
 mod recorder;
 mod rules;
 
@@ -26,6 +28,7 @@ use fairlead_model::{Millis, Reason, RouteKey};
 use serde::Serialize;
 
 pub use cause::Facts;
+pub use extract::{Extract, Portion};
 pub use recorder::{Draft, Recorder};
 
 use classes::Classes;
@@ -146,7 +149,8 @@ impl History {
         }
     }
 
-    /// What a store has, in whatever order.
+    /// What a store has, in whatever order. Bounds are for [`Self::add`]: what routes are pinned to, which
+    /// stays besides, is not known yet.
     pub fn restore(
         limits: Limits,
         newest: u64,
@@ -163,7 +167,6 @@ impl History {
             history.put_entry(Weighed::of(Arc::new(entry)));
         }
         history.drop_unused_rules();
-        history.prune();
         history
     }
 
@@ -193,9 +196,10 @@ impl History {
         Some(number)
     }
 
-    /// What routes are pinned to stays, whatever its age.
-    pub fn keep_pinned(&mut self, pinned: impl IntoIterator<Item = (RouteKey, u64)>) {
-        self.pinned = pinned.into_iter().map(|(route, number)| (number, route)).collect();
+    /// What routes are pinned to stays, whatever its age. Says whether that is other than before.
+    pub fn keep_pinned(&mut self, pinned: impl IntoIterator<Item = (RouteKey, u64)>) -> bool {
+        let pinned = pinned.into_iter().map(|(route, number)| (number, route)).collect();
+        std::mem::replace(&mut self.pinned, pinned) != self.pinned
     }
 
     /// Revisions from now on are above this number: somebody asks for it, and must not get what it will mean
