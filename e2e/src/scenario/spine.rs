@@ -21,8 +21,8 @@ mod split;
 
 use std::{collections::BTreeMap, time::Duration};
 
+pub(super) use crate::fleet::shop::route;
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
 
 use super::and_clear;
 use crate::{
@@ -116,32 +116,6 @@ pub(super) async fn dump_members(world: &World) -> Result<BTreeMap<String, Dump>
         dumps.insert(member.name().to_owned(), Dump::take(member).await?);
     }
     Ok(dumps)
-}
-
-/// A global route of the shop: one path, backends with weights, any filters.
-pub(super) fn route(name: &str, path: &str, backends: &[(&str, u32)], filters: &Value) -> Value {
-    let backend = |(service, weight): &(&str, u32)| {
-        json!({
-            "group": "multicluster.x-k8s.io", "kind": "ServiceImport",
-            "name": service, "port": 80, "weight": weight,
-        })
-    };
-    let mut rule = json!({
-        "matches": [{"path": {"type": "PathPrefix", "value": path}}],
-        "backendRefs": backends.iter().map(backend).collect::<Vec<_>>(),
-    });
-    if !filters.is_null() {
-        rule["filters"] = filters.clone();
-    }
-    json!({
-        "apiVersion": GATEWAY_API, "kind": "HTTPRoute",
-        "metadata": {"name": name, "namespace": shop::NAMESPACE},
-        "spec": {
-            "parentRefs": [{"name": "public", "namespace": shop::GATEWAY_NAMESPACE}],
-            "hostnames": [shop::HOST],
-            "rules": [rule],
-        },
-    })
 }
 
 /// The key of a route in the shop's namespace.
