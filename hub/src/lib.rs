@@ -45,7 +45,7 @@ pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod traffic;
-mod trial;
+pub mod trial;
 pub mod vet;
 pub mod view;
 pub mod visible;

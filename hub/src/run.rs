@@ -44,6 +44,7 @@ use crate::status::StatusWriter;
 use crate::store::{EmbeddedStore, EtcdStore, FencedStore, Store, StoreError};
 use crate::tls::{HubCertificate, server_config};
 use crate::traffic::Traffic;
+use crate::trial::Trials;
 use crate::visible::Lookout;
 use crate::watch::Objects;
 use crate::{
@@ -358,8 +359,10 @@ impl Hub {
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
             chronicle: Arc::clone(&self.chronicle),
-            traffic: Arc::clone(&self.traffic),
-            rollout: self.args.rollout.settings(),
+            trials: Trials {
+                settings: self.args.rollout.settings(),
+                traffic: Arc::clone(&self.traffic),
+            },
             memory_slot: Arc::clone(&memory_slot),
             started_at: clock::now(),
             grace_ms: self.args.grace_seconds.saturating_mul(1_000),
