@@ -36,6 +36,9 @@ use classes::Classes;
 /// Most bytes of a record: four of these fit into one write of a store. Larger rules are not kept.
 const RECORD_BYTES_MAX: usize = 256 << 10;
 
+/// Higher revisions are not kept free for whoever asks for them.
+const ASKED_MAX: u64 = 1 << 32;
+
 /// Bounds of a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -204,8 +207,11 @@ impl History {
 
     /// Revisions from now on are above this number: somebody asks for it, and must not get what it will mean
     /// some day. So numbers do not go back either when a store is lost or an older copy of it is restored.
+    /// Not above all that a line of text can say: later revisions must have numbers that can be asked for.
     pub fn rise_above(&mut self, number: u64) {
-        self.newest = self.newest.max(number);
+        if number <= ASKED_MAX {
+            self.newest = self.newest.max(number);
+        }
     }
 
     /// The number under which rules are kept: that of the change before, when they are the same.

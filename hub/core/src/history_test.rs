@@ -417,3 +417,14 @@ fn what_another_life_of_the_hub_numbered_otherwise_is_left_out() {
     assert_eq!(older.take_in(portion()), 1);
     assert_eq!(older.records(), bench.history.records());
 }
+
+#[test]
+fn nobody_uses_up_the_numbers_by_asking_for_them() {
+    let mut bench = mk_bench(Limits::default());
+    bench.history.rise_above(u64::MAX);
+    assert_eq!(bench.round(), Some(1));
+    bench.history.rise_above(ASKED_MAX);
+    bench.wobble(2);
+    assert_eq!(bench.history.size().newest, ASKED_MAX + 2);
+    assert!(bench.history.rules_of(&route_key(CART), ASKED_MAX + 1).is_ok());
+}
