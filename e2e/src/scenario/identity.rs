@@ -23,12 +23,14 @@ use fairlead_hub::identity::read_certificate;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 
-use super::spine::{EAST, SOUTH, WEST, clean_up};
+use super::{
+    and_clear,
+    spine::{EAST, SOUTH, WEST, clean_up},
+};
 use crate::{
     fleet::{
         Fleet,
         impostor::{Refusal, tls_secret},
-        program::build_programs,
         trial::Failback,
     },
     pki::Leaf,
@@ -43,12 +45,8 @@ const LIFE: Duration = Duration::from_secs(24);
 const LIMIT: Duration = Duration::from_secs(90);
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let fleet = Fleet::built(world).await?;
+    and_clear(tell(&fleet, facts), clean_up(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {

@@ -15,7 +15,7 @@ use fairlead_model::health::MemberState;
 use serde_json::json;
 
 use self::hubs::{ALL, Hub, Hubs, LIMIT};
-use super::spine::clean_up;
+use super::{and_clear, spine::clean_up};
 use crate::{
     etcd::{Etcd, Place},
     fleet::{
@@ -38,10 +38,7 @@ const CUT: Hub = Hub(2);
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    and_clear(tell(&fleet, facts), clean_up(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
