@@ -1,11 +1,12 @@
 //! `cargo demo`: the whole of Fairlead in two minutes, on real clusters of this machine.
 //!
 //! Starts a world, joins its members by the lines that a user would paste, opens a small shop,
-//! sends traffic through every entry, kills a member and brings it back, restarts the hub. Each
-//! step says what it does and checks what it promised. Owns the story, not the machinery.
+//! sends traffic through every entry, kills a member and brings it back, takes a bad change back,
+//! restarts the hub. Each step says what it does and checks what it promised. Owns the story, not the machinery.
 
 mod figures;
 mod names;
+mod rollback;
 mod table;
 mod traces;
 
@@ -97,6 +98,7 @@ pub async fn run(options: Options) -> Result<bool> {
     let mut show = Show::start(&fleet, Screen::new(members.clone()), names).await?;
     show.steady(&mut figures).await?;
     show.failover(&mut figures).await?;
+    show.rollback(&mut figures).await?;
     show.hub_restart(&mut figures).await?;
     let names = show.end().await?;
 
@@ -117,11 +119,14 @@ fn step(text: &str) {
 }
 
 /// A command as a user would see it: the line, then what it said.
+fn telling(cluster: &str, ran: &Ran) -> String {
+    let said = ran.stderr.lines().chain(ran.stdout.lines()).map(|line| format!("    {line}"));
+    let line = format!("[{cluster}] $ {}", shown(&ran.line));
+    std::iter::once(line).chain(said).collect::<Vec<_>>().join("\n")
+}
+
 fn told(cluster: &str, ran: &Ran) {
-    println!("[{cluster}] $ {}", shown(&ran.line));
-    for line in ran.stderr.lines().chain(ran.stdout.lines()) {
-        println!("    {line}");
-    }
+    println!("{}", telling(cluster, ran));
 }
 
 async fn join(fleet: &Fleet<'_>, traces: Option<&Traces>, figures: &mut Figures) -> Result<()> {
@@ -387,6 +392,7 @@ async fn print_hints(fleet: &Fleet<'_>, programs: &std::path::Path) -> Result<()
     println!("  fairlead status");
     println!("  fairlead get members");
     println!("  fairlead explain shop/cart --from {VICTIM}");
+    println!("  fairlead history shop/cart");
     println!("  {} -n shop edit httproute cart", world.tools().kubectl.display());
     for (name, address) in fleet.entries().await? {
         let (host, path) = (shop::HOST, shop::CART);

@@ -13,7 +13,7 @@ pub mod trial;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,6 +21,7 @@ use anyhow::{Context, Result};
 use fairlead_model::{
     Reason,
     health::MemberState,
+    history::{Entry, HistoryView},
     view::{Explanation, GatewayView, MemberView, RouteView, ServiceView, StatusView},
 };
 use futures::future::try_join_all;
@@ -28,7 +29,7 @@ use serde_json::Value;
 
 use self::{
     dump::Dump,
-    program::{Desk, Ran},
+    program::{Desk, Ran, build_programs},
 };
 use crate::{
     cluster::Cluster,
@@ -68,6 +69,12 @@ impl<'w> Fleet<'w> {
     /// A fleet whose hub is there already, or that has none yet.
     pub fn new(world: &'w World) -> Result<Self> {
         Ok(Self { world, hub: world.hub(), desk: Desk::new(world.folder())? })
+    }
+
+    /// The same, once what is to be installed is built.
+    pub async fn built(world: &'w World) -> Result<Self> {
+        tokio::task::spawn_blocking(build_programs).await??;
+        Self::new(world)
     }
 
     /// A fleet whose hub lives in a member; the world's own hub cluster stays idle.
@@ -164,7 +171,27 @@ impl<'w> Fleet<'w> {
         self.ask(&format!("fairlead explain {route} -o json")).await
     }
 
-    async fn ask<T: serde::de::DeserializeOwned>(&self, line: &str) -> Result<T> {
+    /// What was decided of a route (`namespace/name`) before, the newest first.
+    pub async fn history(&self, route: &str) -> Result<Vec<Entry>> {
+        let line = format!("fairlead history {route} --limit 1000 -o json");
+        Ok(self.ask::<HistoryView>(&line).await?.entries)
+    }
+
+    /// The newest change of a route, once nothing more is entered.
+    pub async fn newest_change(&self, route: &str) -> Result<Entry> {
+        let last = Mutex::new(None);
+        wait::until("the history to stand still", SETTLE_LIMIT, || async {
+            let newest = self.history(route).await?.into_iter().next().context("no history")?;
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = last.replace(newest.clone());
+            let is_still = before.as_ref() == Some(&newest);
+            Ok(if is_still { Look::Done(newest) } else { Look::Not("it goes on".into()) })
+        })
+        .await
+    }
+
+    /// Runs a line with the hub's kubeconfig that prints JSON.
+    pub async fn ask<T: serde::de::DeserializeOwned>(&self, line: &str) -> Result<T> {
         self.desk.ask(self.hub.kubeconfig(), line).await
     }
 

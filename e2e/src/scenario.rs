@@ -20,7 +20,7 @@ mod spine;
 mod store;
 mod traces;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 
 use crate::{
@@ -188,6 +188,16 @@ pub fn world_for(scenarios: &[&Scenario]) -> WorldSpec {
         spec.gateway_api = GatewayApi::Experimental;
     }
     spec
+}
+
+/// Tells a story, then clears the world, also after a failure: other scenarios share it.
+async fn and_clear(
+    told: impl Future<Output = Result<()>>,
+    cleared: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let told = told.await;
+    let cleared = cleared.await.context("taking Fairlead out of the world again");
+    told.and(cleared)
 }
 
 /// Runs one scenario and writes its report. What it could not even set up is a fact, too.

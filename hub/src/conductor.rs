@@ -17,9 +17,7 @@ use fairlead_model::health::MemberState;
 use fairlead_model::plan::MemberPlan;
 use fairlead_model::policy::{GlobalRoute, MemberSpec, Policy, TrafficState};
 use fairlead_model::{MemberId, Millis, Note, Reason, RouteKey};
-use fairlead_planner::{
-    FleetInput, Freeze, MemberInput, Memory, Planned, RolloutSettings, Settings, plan,
-};
+use fairlead_planner::{FleetInput, Freeze, MemberInput, Memory, Planned, Settings, plan};
 use fairlead_telemetry::span::Tracer;
 use fairlead_translate::ingest::hub::{HubObjects, Ingested, Pin, asked_pins, ingest_hub};
 use fairlead_translate::{CapabilityKeys, render};
@@ -32,8 +30,7 @@ use crate::metrics::Metrics;
 use crate::persist::MemorySlot;
 use crate::signal::Signal;
 use crate::spans;
-use crate::traffic::Traffic;
-use crate::trial;
+use crate::trial::{self, Trials};
 use crate::watch::{KINDS, Objects};
 
 /// Changes that come within that time are one plan. Short, since it is a part of how long a user's
@@ -90,10 +87,8 @@ pub struct Conductor {
     pub decided: Arc<Signal>,
     /// What was decided before.
     pub chronicle: Arc<Chronicle>,
-    /// What gateways did: evidence for changes that are tried.
-    pub traffic: Arc<Traffic>,
-    /// Which changes are tried first; none = no change is.
-    pub rollout: Option<RolloutSettings>,
+    /// Which changes are tried at one member first.
+    pub trials: Trials,
     /// Where the planner's memory is kept.
     pub memory_slot: Arc<MemorySlot>,
     /// When the process started.
@@ -159,7 +154,9 @@ impl Conductor {
     fn round(&self, mut carried: Carried, caused_at: Millis) -> Carried {
         let started = Instant::now();
         let mut objects = self.hub_objects();
-        objects.pins = self.pins(&objects, &mut carried.pins);
+        // Out of what is carried, which the plan changes.
+        let mut pinned = std::mem::take(&mut carried.pins);
+        objects.pins = self.pins(&objects, &mut pinned);
         let ingested = Arc::new(ingest_hub(&objects));
         let unsynced = self.objects.unsynced();
         if !unsynced.contains("MemberCluster") {
@@ -184,11 +181,11 @@ impl Conductor {
         } else {
             frozen = fleet_vanished(&sights(self.fleet.sights(), &ingested.policy));
             let freeze = if frozen.is_some() { Freeze::Unedited } else { Freeze::Off };
-            let (policy, pinned) = (&ingested.policy, carried.pins.clone());
-            let pinned = &pinned;
+            let (policy, pinned) = (&ingested.policy, &pinned);
             let round = Round { policy, members: &members, freeze, pinned, caused_at };
             self.plan(&mut carried, &round, started);
         }
+        carried.pins = pinned;
         self.tell(&members, &hold.notes, frozen.as_ref());
         self.current.store(Arc::new(Current {
             ingested,
@@ -205,23 +202,21 @@ impl Conductor {
 
     fn plan(&self, carried: &mut Carried, round: &Round<'_>, started: Instant) {
         let (members, now) = (round.members, clock::now());
-        let rollouts = carried.memory.rollouts.clone();
+        let rollout = self.trials.input(trial::Sight {
+            memory: &carried.memory.rollouts,
+            members,
+            pinned: round.pinned.keys().cloned().collect(),
+            now,
+        });
         let planned = plan(&FleetInput {
             now,
             policy: Arc::new(round.policy.clone()),
             members: members.iter().map(|(id, now)| (id.clone(), member_input(now))).collect(),
             memory: std::mem::take(&mut carried.memory),
             settings: Settings { freeze: round.freeze, ..Settings::default() },
-            rollout: trial::input(&trial::Sight {
-                settings: self.rollout.as_ref(),
-                memory: &rollouts,
-                members,
-                traffic: &self.traffic,
-                pinned: round.pinned,
-                now,
-            }),
+            rollout,
         });
-        self.traffic.watch(trial::watched(&planned.memory.rollouts));
+        self.trials.watch(&planned.memory.rollouts);
         let context = self.tracer.root();
         let trace_parent = context.to_string();
         let keys = self.keys.load_full();
@@ -322,6 +317,7 @@ impl Conductor {
     ) -> BTreeMap<RouteKey, Pin> {
         let asked = asked_pins(objects);
         before.retain(|key, _| asked.contains_key(key));
+        let is_synced = self.objects.unsynced().is_empty();
         let mut history = self.chronicle.history();
         let mut pins = BTreeMap::new();
         for (key, number) in asked {
@@ -344,7 +340,11 @@ impl Conductor {
             };
             pins.insert(key, pin);
         }
-        history.keep_pinned(before.iter().map(|(key, (number, _))| (key.clone(), *number)));
+        let in_force = before.iter().map(|(key, (number, _))| (key.clone(), *number));
+        // Pins of routes that are not read yet are not gone.
+        if is_synced && history.keep_pinned(in_force) {
+            self.chronicle.pinned.mark();
+        }
         pins
     }
 

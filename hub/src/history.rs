@@ -2,13 +2,15 @@
 //!
 //! Thin: what is a change, and how much is kept, is [`fairlead_hub_core::history`]. Looks at what was decided
 //! last, on a loop of its own, so that no plan waits for it; rounds that follow each other faster than it
-//! looks are told as one. Written by [`crate::persist`].
+//! looks are told as one. Written by [`crate::persist`], and a part of it outside of the store by [`copy`].
 //!
 //! ```text
 //!  history/head                     the newest revision
 //!  history/rules/<n>/<route>        the rules of a route as they were from revision n on
 //!  history/entry/<n>/<route>        a change
 //! ```
+
+pub mod copy;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +37,10 @@ pub struct Chronicle {
     history: Mutex<History>,
     /// Told of every decision.
     pub decided: Signal,
+    /// Told of every change that is entered.
+    pub entered: Signal,
+    /// Told when routes are pinned or released.
+    pub pinned: Signal,
 }
 
 impl Default for Chronicle {
@@ -46,7 +52,12 @@ impl Default for Chronicle {
 impl Chronicle {
     /// With what is known already.
     pub fn new(history: History) -> Self {
-        Self { history: Mutex::new(history), decided: Signal::default() }
+        Self {
+            history: Mutex::new(history),
+            decided: Signal::default(),
+            entered: Signal::default(),
+            pinned: Signal::default(),
+        }
     }
 
     /// The history; hold it shortly.
@@ -102,6 +113,7 @@ impl Scribe {
             let number = self.chronicle.history().add(clock::now(), drafts);
             tracing::info!(revision = number, changes = lines, "decided otherwise");
             self.fleet.to_store.mark();
+            self.chronicle.entered.mark();
         }
         (recorder, Some((Arc::clone(&current.ingested), Arc::clone(planned))))
     }
@@ -221,7 +233,7 @@ mod tests {
     use fairlead_model::Millis;
     use fairlead_model::history::{Change, Entry, Shares};
 
-    fn mk_entry(number: u64) -> Entry {
+    pub(super) fn mk_entry(number: u64) -> Entry {
         Entry {
             number,
             at: Millis(number),

@@ -6,17 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use fairlead_crds::keys;
 use fairlead_hub_core::visible::Verdicts;
 use fairlead_model::Millis;
 use fairlead_telemetry::export::Exporter;
 use fairlead_telemetry::queue::Queue;
 use fairlead_telemetry::span::Tracer;
 use fairlead_translate::CapabilityKeys;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client};
+use kube::Client;
 use tokio::net::TcpListener;
-use tokio::sync::watch::Receiver;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,20 +27,23 @@ use crate::enroll::EnrollService;
 use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::gate::Way;
+use crate::history::copy::Copyist;
 use crate::history::{Chronicle, Scribe};
 use crate::lease::HubLease;
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::office::Office;
 use crate::persist::{MemorySlot, Persist};
-use crate::pki::{SERVER_NAME, SERVER_RENEWAL};
 use crate::registry::KubeRegistry;
 use crate::rotation::{Capabilities, HubCa, turn};
 use crate::signal::Signal;
 use crate::status::StatusWriter;
 use crate::store::{EmbeddedStore, EtcdStore, FencedStore, Store, StoreError};
 use crate::tls::{HubCertificate, server_config};
+use crate::together::together;
 use crate::traffic::Traffic;
+use crate::trial::Trials;
+use crate::upkeep::{publish, renew, server_names};
 use crate::visible::Lookout;
 use crate::watch::Objects;
 use crate::{
@@ -52,8 +52,6 @@ use crate::{
 
 /// Pause between tries of a step of the start.
 const RETRY: Duration = Duration::from_secs(2);
-/// How often the hub says again in its ConfigMap who it is.
-const PUBLISH_PERIOD: Duration = Duration::from_secs(600);
 /// Connections that wait for their handshake; more wait at the gate.
 const SOCKETS_MAX: usize = 64;
 /// How long the parts may take to stop.
@@ -128,27 +126,13 @@ async fn run_until(args: RunArgs, stop: CancellationToken) -> anyhow::Result<()>
         hub.shut_down().await;
         return Ok(());
     };
-    // Whichever ends first ends the other.
-    let (decided, kept) = tokio::join!(
-        async {
-            let decided = tokio::select! {
-                decided = hub.decide(&client, &office) => decided,
-                () = late(&stop) => Ok(()),
-            };
-            stop.cancel();
-            decided
-        },
-        async {
-            let kept = office.keep(stop.clone()).await;
-            stop.cancel();
-            kept
-        },
-    );
+    // Nothing is decided without the office, and nobody holds it who does not decide.
+    let kept = async { Ok(office.keep(stop.clone()).await?) };
+    let ended = together(&stop, STOP_TIMEOUT, hub.decide(&client, &office), kept).await;
     hub.shut_down().await;
     // After the last write: the next hub reads what this one knew.
     office.release().await;
-    decided?;
-    Ok(kept?)
+    ended
 }
 
 /// The store: in etcd if one is named, else in a file.
@@ -233,9 +217,10 @@ impl Hub {
     async fn decide(&self, client: &Client, office: &Office) -> anyhow::Result<()> {
         let taken = async {
             let lease = self.take_lease(client, office.holder()).await?;
-            anyhow::Ok((lease, self.own_objects(client).await))
+            let own = self.own_objects(client).await;
+            anyhow::Ok((lease, own, self.read_history(client).await?))
         };
-        let (lease, (authorities, keys)) = tokio::select! {
+        let (lease, (authorities, keys), copyist) = tokio::select! {
             taken = taken => taken?,
             () = self.stop.cancelled() => return Ok(()),
         };
@@ -243,16 +228,14 @@ impl Hub {
         let certificate = self.server_certificate(client, &authority).await?;
         let keys = Arc::new(ArcSwap::from_pointee(keys));
         self.spawn_conductor(Arc::clone(&keys)).await?;
+        self.spawn(copyist.run());
         self.spawn_status(client);
         self.spawn_upkeep(client, &authority, &certificate);
         self.spawn_rotation(client, &authority, keys);
         let served = self.serve_agents(client, authority, certificate, epoch)?;
-        // Whichever ends first ends the other: no agents without the Lease, no Lease without agents.
-        let (served, kept) = tokio::join!(async { (served.await, self.stop.cancel()).0 }, async {
-            (lease.keep(self.stop.clone()).await, self.stop.cancel()).0
-        },);
-        served?;
-        Ok(kept?)
+        // No agents without the Lease, no Lease without agents.
+        let kept = async { Ok(lease.keep(self.stop.clone()).await?) };
+        together(&self.stop, STOP_TIMEOUT, served, kept).await
     }
 
     fn spawn_status(&self, client: &Client) {
@@ -319,6 +302,21 @@ impl Hub {
         }
     }
 
+    /// The history as the store has it, and what only its copy has.
+    async fn read_history(&self, client: &Client) -> anyhow::Result<Copyist> {
+        let limits = self.args.history();
+        *self.chronicle.history() = self.read(move |store| history::read(store, limits)).await?;
+        let namespace = &self.args.namespace;
+        loop {
+            let (chronicle, fleet) = (Arc::clone(&self.chronicle), Arc::clone(&self.fleet));
+            match Copyist::open(client, namespace, chronicle, fleet).await {
+                Ok(copyist) => return Ok(copyist),
+                Err(error) => self.start.wait(format!("{:#}", anyhow::Error::from(error))),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     async fn server_certificate(
         &self,
         client: &Client,
@@ -332,8 +330,6 @@ impl Hub {
     }
 
     async fn spawn_conductor(&self, keys: Arc<ArcSwap<CapabilityKeys>>) -> anyhow::Result<()> {
-        let limits = self.args.history();
-        *self.chronicle.history() = self.read(move |store| history::read(store, limits)).await?;
         let memory_slot = Arc::new(MemorySlot::default());
         let conductor = Conductor {
             objects: Arc::clone(&self.objects),
@@ -343,8 +339,10 @@ impl Hub {
             current: Arc::clone(&self.current),
             decided: Arc::clone(&self.decided),
             chronicle: Arc::clone(&self.chronicle),
-            traffic: Arc::clone(&self.traffic),
-            rollout: self.args.rollout.settings(),
+            trials: Trials {
+                settings: self.args.rollout.settings(),
+                traffic: Arc::clone(&self.traffic),
+            },
             memory_slot: Arc::clone(&memory_slot),
             started_at: clock::now(),
             grace_ms: self.args.grace_seconds.saturating_mul(1_000),
@@ -468,100 +466,6 @@ impl Hub {
     }
 }
 
-/// Told to stop, and the parts had their time.
-async fn late(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(STOP_TIMEOUT).await;
-}
-
-async fn publish(client: Client, args: RunArgs, authority: Arc<Authority>) {
-    let mut changes = authority.subscribe();
-    loop {
-        let (advertise, now) = (args.advertise.as_deref(), changes.borrow_and_update().clone());
-        let told = bootstrap::publish_hub(&client, &args.namespace, now.server(), advertise).await;
-        let pause = match told {
-            Ok(()) => PUBLISH_PERIOD,
-            Err(error) => {
-                let error = anyhow::Error::from(error);
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "joining clusters cannot learn of the hub"
-                );
-                RETRY
-            }
-        };
-        wait_change(&mut changes, pause).await;
-    }
-}
-
-/// Waits until the CA changes, but no longer than so.
-async fn wait_change(changes: &mut Receiver<Arc<Authorities>>, pause: Duration) {
-    // What sends changes lives as long as the process.
-    let _ = tokio::time::timeout(pause, changes.changed()).await;
-}
-
-async fn renew(
-    client: Client,
-    args: RunArgs,
-    authority: Arc<Authority>,
-    certificate: Arc<HubCertificate>,
-) {
-    let mut changes = authority.subscribe();
-    loop {
-        wait_change(&mut changes, SERVER_RENEWAL).await;
-        let names = server_names(&client, &args).await;
-        let now = changes.borrow_and_update().clone();
-        let renewed = now.server().issue_server(&names, clock::now()).map_err(anyhow::Error::from);
-        match renewed.and_then(|next| Ok(certificate.swap(next)?)) {
-            Ok(()) => tracing::info!("renewed the hub's certificate"),
-            Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "cannot renew the hub's certificate");
-            }
-        }
-    }
-}
-
-/// Every name by which agents may dial the hub.
-async fn server_names(client: &Client, args: &RunArgs) -> Vec<String> {
-    let (namespace, hub) = (&args.namespace, keys::HUB);
-    let mut names = vec![
-        SERVER_NAME.to_owned(),
-        "localhost".to_owned(),
-        "127.0.0.1".to_owned(),
-        "::1".to_owned(),
-        hub.to_owned(),
-        format!("{hub}.{namespace}"),
-        format!("{hub}.{namespace}.svc"),
-        format!("{hub}.{namespace}.svc.cluster.local"),
-    ];
-    let listen = args.listen.ip();
-    if !listen.is_unspecified() {
-        names.push(listen.to_string());
-    }
-    let address = match &args.advertise {
-        Some(address) => Some(address.clone()),
-        None => published_address(client, namespace).await,
-    };
-    names.extend(address.as_deref().and_then(host_of));
-    names.sort();
-    names.dedup();
-    names
-}
-
-/// The address that somebody else wrote into the hub's ConfigMap.
-async fn published_address(client: &Client, namespace: &str) -> Option<String> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let map = maps.get_opt(keys::CONFIG_MAP_HUB).await.ok()??;
-    map.data?.remove("address")
-}
-
-/// The host of `https://host:port`.
-fn host_of(address: &str) -> Option<String> {
-    let uri: http::Uri = address.parse().ok()?;
-    let host = uri.host()?;
-    Some(host.trim_start_matches('[').trim_end_matches(']').to_owned())
-}
-
 async fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut term), Ok(mut int)) =
@@ -576,22 +480,4 @@ async fn stop_on_signal(stop: CancellationToken) {
     }
     tracing::info!("told to stop");
     stop.cancel();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_host_of_an_address_is_found() {
-        let rows = [
-            ("https://hub.example.com:8443", Some("hub.example.com")),
-            ("https://10.0.0.1:1", Some("10.0.0.1")),
-            ("https://[fd00::1]:8443", Some("fd00::1")),
-            ("", None),
-        ];
-        for (address, want) in rows {
-            assert_eq!(host_of(address).as_deref(), want, "{address}");
-        }
-    }
 }

@@ -20,33 +20,48 @@ use crate::view::exception_of_route;
 /// While something is tried, it is looked at that often.
 const LOOK_EVERY_MS: u64 = 2_000;
 
+/// Which changes are tried, and what tells how they go.
+pub struct Trials {
+    /// None = no change is tried.
+    pub settings: Option<RolloutSettings>,
+    /// What gateways did.
+    pub traffic: Arc<Traffic>,
+}
+
 /// What is known when a plan is made.
 pub(crate) struct Sight<'a> {
-    pub(crate) settings: Option<&'a RolloutSettings>,
+    /// What is being tried.
     pub(crate) memory: &'a BTreeMap<RouteKey, Rollout>,
     pub(crate) members: &'a BTreeMap<MemberId, MemberNow>,
-    pub(crate) traffic: &'a Traffic,
-    pub(crate) pinned: &'a BTreeMap<RouteKey, (u64, Arc<GlobalRoute>)>,
+    /// Routes whose changes are never tried.
+    pub(crate) pinned: BTreeSet<RouteKey>,
     pub(crate) now: Millis,
 }
 
-/// What the planner is told.
-pub(crate) fn input(sight: &Sight<'_>) -> RolloutInput {
-    let Some(settings) = sight.settings else { return RolloutInput::default() };
-    let observed = |(key, rollout): (&RouteKey, &Rollout)| match &rollout.stage {
-        Stage::Tried { member, since, .. } => {
-            let seen = sight.traffic.watched(key, member);
-            let taken = taken(sight.members.get(member), key, &rollout.asked, *since);
-            let observed = Observed { taken, requests: seen.requests, failed: seen.failed };
-            Some((key.clone(), observed))
+impl Trials {
+    /// What the planner is told.
+    pub(crate) fn input(&self, sight: Sight<'_>) -> RolloutInput {
+        let Some(settings) = &self.settings else { return RolloutInput::default() };
+        let observed = |(key, rollout): (&RouteKey, &Rollout)| match &rollout.stage {
+            Stage::Tried { member, since, .. } => {
+                let seen = self.traffic.watched(key, member);
+                let taken = taken(sight.members.get(member), key, &rollout.asked, *since);
+                let observed = Observed { taken, requests: seen.requests, failed: seen.failed };
+                Some((key.clone(), observed))
+            }
+            Stage::Stopped { .. } => None,
+        };
+        RolloutInput {
+            settings: Some(settings.clone()),
+            observed: sight.memory.iter().filter_map(observed).collect(),
+            rates: self.traffic.rates(sight.now),
+            at_once: sight.pinned,
         }
-        Stage::Stopped { .. } => None,
-    };
-    RolloutInput {
-        settings: Some(settings.clone()),
-        observed: sight.memory.iter().filter_map(observed).collect(),
-        rates: sight.traffic.rates(sight.now),
-        at_once: sight.pinned.keys().cloned().collect::<BTreeSet<_>>(),
+    }
+
+    /// Counts from now on what tells of the changes that are tried.
+    pub(crate) fn watch(&self, memory: &BTreeMap<RouteKey, Rollout>) {
+        self.traffic.watch(watched(memory));
     }
 }
 
@@ -66,9 +81,7 @@ fn taken(member: Option<&MemberNow>, key: &RouteKey, route: &GlobalRoute, since:
 }
 
 /// What is to be counted from now on.
-pub(crate) fn watched(
-    memory: &BTreeMap<RouteKey, Rollout>,
-) -> BTreeMap<(RouteKey, MemberId), Millis> {
+fn watched(memory: &BTreeMap<RouteKey, Rollout>) -> BTreeMap<(RouteKey, MemberId), Millis> {
     let watch = |(key, rollout): (&RouteKey, &Rollout)| match &rollout.stage {
         Stage::Tried { member, taken_at: Some(at), .. } => {
             Some(((key.clone(), member.clone()), at.plus(SETTLED_AFTER_MS)))

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::sync::OnceLock;
+
 use fairlead_model::Millis;
 use fairlead_model::bundle::{BundleObject, Capability, Claim, Gate, Peer};
 use serde_json::json;
@@ -10,6 +12,8 @@ use super::*;
 use crate::tls::Leaf;
 
 const NOW: Millis = Millis(1_800_000_000_000);
+/// Nobody changes this one.
+static NORTH: OnceLock<Leaf> = OnceLock::new();
 
 fn mk_ca() -> Leaf {
     pki::make_ca("fairlead crossing u-west", NOW).unwrap()
@@ -26,7 +30,7 @@ fn id(name: &str) -> ObjectId {
 /// What the hub sends: west is a peer and a caller, with these CAs.
 fn mk_bundle(cas: &[&Leaf], endorsements: &[String], membership: &str) -> Bundle {
     let ca_pem: String = cas.iter().map(|ca| ca.cert_pem.clone()).collect();
-    let other = mk_ca().cert_pem;
+    let other = NORTH.get_or_init(mk_ca).cert_pem.clone();
     let member = |name: &str| MemberId::new(name).unwrap();
     let ca = |uid: ClusterUid, ca_pem: &str, endorsements: &[String]| CrossingCa {
         uid,

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::testing::{LetsIn, TestDoor, TestMember};
+use crate::tls::Leaf;
 use fairlead_translate::names;
 use std::sync::atomic::Ordering;
 
@@ -153,7 +154,7 @@ async fn a_connection_that_stands_is_replaced_unless_nobody_believes_the_door_an
     let door = world.door().await;
     world.probe(&["127.0.0.1"], door.address.port());
     let peer = world.peers.borrow()[&east()].clone();
-    let config = |ca: &crate::tls::Leaf| {
+    let config = |ca: &Leaf| {
         let (trust, client) = (Trust::Ca(ca.cert_pem.clone()), &world.callers.crossing.client);
         Arc::new(tls::client_config(&trust, Some(client), &["http/1.1"]).unwrap())
     };

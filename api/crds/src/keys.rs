@@ -183,6 +183,10 @@ pub const GLOBAL_SUFFIX: &str = "-global";
 pub const SECRET_HUB_CA: &str = "fairlead-hub-ca";
 /// Hub Secret: the keys behind capabilities and signed messages.
 pub const SECRET_HUB_KEYS: &str = "fairlead-hub-keys";
+/// Hub Secret: what routes are pinned to and the newest changes, for a hub that lost its store.
+pub const SECRET_HUB_HISTORY: &str = "fairlead-hub-history";
+/// Key in [`SECRET_HUB_HISTORY`]: `<kind>/<namespace>/<name> <revision>`, a line for each pin whose rules are there.
+pub const HISTORY_PINS: &str = "pins";
 /// Hub Secrets of this type are join tokens (hashed).
 pub const SECRET_TYPE_JOIN_TOKEN: &str = "fairlead.dev/join-token";
 /// Start of a join token Secret's name; the token's id follows.

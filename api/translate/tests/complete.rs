@@ -65,7 +65,7 @@ const SHOWN_ELSEWHERE: &[(Reason, &str, &str)] = &[
     ),
     (
         Reason::CertificateExpired,
-        "hub/tests/agent_port.rs",
+        "hub/tests/agent_port/identity.rs",
         "an_expired_certificate_renews_with_its_own_key_and_does_nothing_else",
     ),
     (

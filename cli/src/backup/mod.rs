@@ -1,12 +1,16 @@
 //! The form of a backup: what a hub cannot rebuild, as YAML that `kubectl` reads too.
 //!
 //! A header with a digest comes first, so that half a backup is never taken for a whole one; then the
-//! hub's Secrets, then every object that the hub reads, without what an API server adds. Never encrypts:
+//! hub's Secrets (its history is one of them), then every object that the hub reads, without what an API server adds. Never encrypts:
 //! whoever takes a backup with Secrets pipes it through the tool that their organisation trusts.
 //! Pure: who reads and writes is [`crate::command`].
 
 pub(crate) mod order;
 
+use std::collections::BTreeSet;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use fairlead_crds::keys;
 use fairlead_model::Json;
 use serde::{Deserialize, Serialize};
@@ -105,7 +109,31 @@ pub(crate) fn bare(object: &Json) -> Json {
     Json::Object(bare)
 }
 
+/// What a route is pinned to, as the hub lists it.
+fn pin_of(object: &Json) -> Option<String> {
+    let meta = &object["metadata"];
+    let revision: u64 = meta["annotations"][keys::PIN].as_str()?.trim().parse().ok()?;
+    let text = |field: &str| meta[field].as_str();
+    let kind = object["kind"].as_str()?;
+    Some(format!("{kind}/{}/{} {revision}", text("namespace")?, text("name")?))
+}
+
 impl Backup {
+    /// Pins of routes whose rules of then are not in it, for people.
+    pub(crate) fn pins_lacking(&self) -> Vec<String> {
+        let is_history = |object: &&Json| {
+            object["kind"] == "Secret" && object["metadata"]["name"] == keys::SECRET_HUB_HISTORY
+        };
+        let listed = self.objects.iter().find(is_history).and_then(|secret| {
+            let bytes = STANDARD.decode(secret["data"][keys::HISTORY_PINS].as_str()?).ok()?;
+            String::from_utf8(bytes).ok()
+        });
+        let listed = listed.unwrap_or_default();
+        let kept: BTreeSet<&str> = listed.lines().collect();
+        let pins = self.objects.iter().filter_map(pin_of);
+        pins.filter(|pin| !kept.contains(pin.as_str())).collect()
+    }
+
     /// As text.
     pub(crate) fn write(&self) -> String {
         let body = yaml::write_all(&self.objects);
@@ -181,6 +209,25 @@ mod tests {
         assert_eq!(Backup::read(""), Err(BackupError::NoHeader));
         assert_eq!(Backup::read("kind: Secret"), Err(BackupError::NoHeader));
         assert!(matches!(Backup::read("{"), Err(BackupError::Unreadable(_))));
+    }
+
+    #[test]
+    fn pins_that_the_history_does_not_have_are_named() {
+        let route = |name: &str, pin: &str| {
+            json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+                "metadata": {"name": name, "namespace": "shop", "annotations": {keys::PIN: pin}}})
+        };
+        let mut backup = mk_backup();
+        assert_eq!(backup.pins_lacking(), [""; 0]);
+        backup.objects.extend([route("a", "7"), route("b", " 8 "), route("c", "none")]);
+        let lacking = ["HTTPRoute/shop/a 7", "HTTPRoute/shop/b 8"];
+        assert_eq!(backup.pins_lacking(), lacking);
+        let pins = STANDARD.encode("HTTPRoute/shop/b 8\nHTTPRoute/shop/a 6\n");
+        backup.objects.push(json!({"apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": keys::SECRET_HUB_HISTORY}, "data": {keys::HISTORY_PINS: pins}}));
+        assert_eq!(backup.pins_lacking(), lacking[..1]);
+        backup.objects.last_mut().unwrap()["data"] = json!({keys::HISTORY_PINS: "%"});
+        assert_eq!(backup.pins_lacking(), lacking);
     }
 
     #[test]

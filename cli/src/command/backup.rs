@@ -20,10 +20,14 @@ use crate::install;
 use crate::output;
 use crate::progress::Steps;
 
+/// Pins that are named when the backup lacks what they mean; the rest is counted.
+const PINS_NAMED: usize = 5;
+
 const AFTER_HELP: &str = "\
-Prints what a hub cannot rebuild: its CA and capability keys (two Secrets), MemberClusters, and every object
-that it reads (Gateways, routes, grants, policies, and their namespaces). Not in it: what the hub computes,
-the join tokens, and Secrets of others. Numbers of plans need no backup: agents tell a new hub theirs.
+Prints what a hub cannot rebuild: its CA and capability keys, what routes are pinned to and the newest part of
+the history (three Secrets), MemberClusters, and every object that it reads (Gateways, routes, grants, policies,
+and their namespaces). Not in it: what the hub computes, older history, the join tokens, and Secrets of others.
+Numbers of plans need no backup: agents tell a new hub theirs. Says which pins it lacks.
 
 With the Secrets in it, a backup is as good as the hub: pipe it through a tool that encrypts.
 
@@ -39,7 +43,8 @@ pub(crate) struct BackupArgs {
     /// Write to that file, which only its owner may read, instead of standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Leave the hub's CA and capability keys out. Without them, members must join again.
+    /// Leave the hub's CA, capability keys and history out. Without the keys members must join again,
+    /// without the history pins have no effect.
     #[arg(long)]
     without_secrets: bool,
     /// Let the Secrets go to a file or a terminal as they are.
@@ -64,8 +69,26 @@ pub(crate) async fn run(connection: &Connection, args: &BackupArgs) -> Result<()
         Some(path) => write_file(path, &backup.write())?,
         None => output::print(&backup.write()),
     }
-    Steps::for_stderr().done(format!("{} saved", output::count(count, "object")));
+    let steps = Steps::for_stderr();
+    steps.done(format!("{} saved", output::count(count, "object")));
+    tell_lacking(&backup.pins_lacking(), backup.header.secrets, steps);
     Ok(())
+}
+
+/// A hub that is made from this backup does not know what these pins mean.
+fn tell_lacking(pins: &[String], secrets: bool, steps: Steps) {
+    if pins.is_empty() {
+        return;
+    }
+    let mut named = pins.iter().take(PINS_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if pins.len() > PINS_NAMED {
+        named.push_str(&format!(" and {} more", pins.len() - PINS_NAMED));
+    }
+    let next = match secrets {
+        true => "the hub copies them within seconds: take the backup again",
+        false => "keep Secret fairlead-hub-history too",
+    };
+    steps.warn(format!("not in it: what is pinned by {named}; {next}"));
 }
 
 /// Whether another program reads what is printed; a file and a terminal keep it.
@@ -100,6 +123,9 @@ pub(crate) async fn take(cluster: &Cluster, home: &str, secrets: bool) -> Result
             };
             objects.push(bare(&found.ok_or_else(missing)?));
         }
+        // Absent as long as there is no history; older hubs have none.
+        let history = cluster.get(&secret(), home, keys::SECRET_HUB_HISTORY).await?;
+        objects.extend(history.as_ref().map(bare));
     }
     let mut read = Vec::new();
     for kind in [gateway_class(), member_cluster()] {

@@ -1,8 +1,10 @@
 //! `fairlead join`: makes a cluster a member, with that cluster's kubeconfig.
 //!
 //! Checks everything that can be checked before anything is written, installs the agent (the same
-//! objects as the chart), and waits for what the agent says of itself. The hub is not asked: what it
-//! thinks reaches us through the agent. Run again for the same member it changes nothing.
+//! objects as the chart), and lets [`arrival`] wait for what becomes of it. Run again for the same member
+//! it changes nothing.
+
+mod arrival;
 
 use std::time::Duration;
 
@@ -13,7 +15,6 @@ use fairlead_model::{Json, MemberId, Reason};
 use crate::agent_state::{AgentState, Phase};
 use crate::args::Connection;
 use crate::cluster::{Cluster, Conflicts, config_map, gateway_class, secret};
-use crate::command::status::next_step;
 use crate::command::token::Token;
 use crate::failure::Failure;
 use crate::install::gateway_api::{self, Role, Verdict};
@@ -23,8 +24,6 @@ use crate::install::{self, AgentValues, definition, gateway_tracing, step};
 use crate::output;
 use crate::progress::Steps;
 use crate::yaml;
-
-const ASK_EVERY: Duration = Duration::from_millis(500);
 
 const AFTER_HELP: &str = "\
 The line to run is printed by `fairlead token create` in the hub's cluster. The agent dials the hub;
@@ -221,7 +220,7 @@ async fn join(
         ));
         return Ok(());
     }
-    wait_joined(cluster, home, args, steps).await
+    arrival::wait(cluster, home, args, steps).await
 }
 
 /// What this cluster is already.
@@ -306,116 +305,6 @@ async fn find_class(
     })
 }
 
-async fn wait_joined(
-    cluster: &Cluster,
-    home: &str,
-    args: &JoinArgs,
-    steps: Steps,
-) -> Result<(), Failure> {
-    let mut waiting = steps.wait(AgentState::default().awaited());
-    let mut seen = Phase::Silent;
-    let mut last = AgentState::default().awaited();
-    let asking = async {
-        loop {
-            let map = cluster.get(&config_map(), home, install::CONFIG_MAP_STATE).await?;
-            let state = AgentState::read(map.as_ref());
-            if state.refuses(args.token.id()) {
-                return Err(refused(&state, args));
-            }
-            if state.phase != seen && matches!(state.phase, Phase::Connected | Phase::Applied) {
-                seen = state.phase;
-            }
-            if state.is_joined() {
-                return Ok(());
-            }
-            last = state.awaited();
-            if state.phase == Phase::Silent
-                && let Some(trouble) = step::pod_trouble(cluster, home, keys::AGENT).await
-            {
-                last = trouble;
-            }
-            waiting.show(&last);
-            tokio::time::sleep(ASK_EVERY).await;
-        }
-    };
-    let ended = tokio::time::timeout(args.timeout, asking).await;
-    drop(waiting);
-    match ended {
-        Ok(Ok(())) => {
-            steps.done("certificate received, connected to the hub");
-            steps.done("first plan applied");
-            output::print(&format!("{} joined {}", args.member, args.hub));
-            Ok(())
-        }
-        Ok(Err(failure)) => Err(failure),
-        Err(_) => Err(timed_out(home, args, seen, &last)),
-    }
-}
-
-fn timed_out(home: &str, args: &JoinArgs, seen: Phase, last: &str) -> Failure {
-    let logs = format!("`kubectl -n {home} logs deployment/{}`", keys::AGENT);
-    let next = match seen {
-        Phase::Connected | Phase::Applied => {
-            format!("it is connected: see `fairlead status` at the hub, and {logs}")
-        }
-        _ => format!(
-            "check that pods of this cluster reach {} (TLS passed through), then see {logs}; running \
-             this again goes on from here while the token lives",
-            args.hub
-        ),
-    };
-    let what = format!("the agent of {} was installed but has not joined", args.member);
-    Failure::timed_out(what, format!("after {}: {last}", output::span(millis(args.timeout))))
-        .next(next)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn refused(state: &AgentState, args: &JoinArgs) -> Failure {
-    let what = format!("the hub refused to let {} join", args.member);
-    Failure::failed(what, state.words()).next(what_to_do(&state.reason, args))
-}
-
-/// What to do about a refusal, by its reason.
-fn what_to_do(reason: &str, args: &JoinArgs) -> String {
-    let member = &args.member;
-    let again =
-        format!("`fairlead token create --member {member}` at the hub, and run the new line");
-    let reason = Reason::ALL.iter().copied().find(|known| known.as_str() == reason);
-    match reason {
-        Some(Reason::TokenUnknown | Reason::TokenUsed | Reason::TokenExpired) => {
-            format!("make a new token: {again}")
-        }
-        Some(Reason::NameTaken) => format!(
-            "choose another name: run `fairlead token create` without --member or with another one at \
-             the hub; if the old cluster {member} is gone for good, delete MemberCluster {member} in the \
-             hub first"
-        ),
-        Some(Reason::ClusterJoinedAlready) => {
-            "run `fairlead leave` with this kubeconfig, delete its old MemberCluster in the hub, and \
-             join again"
-                .into()
-        }
-        Some(Reason::WrongIdentity) => format!(
-            "either the token is for another name, or --ca-hash is not that of the hub at {}: {again}",
-            args.hub
-        ),
-        Some(Reason::ClockSkew) => {
-            "set the clocks of both clusters' nodes (NTP), then run this again".into()
-        }
-        Some(Reason::VersionUnsupported) => {
-            "use a fairlead of the hub's version, at most one minor apart".into()
-        }
-        Some(Reason::MemberRemoved) => format!("run `fairlead leave`, then join again: {again}"),
-        Some(other) => next_step(other).map_or_else(|| again.clone(), str::to_owned),
-        None => format!(
-            "check --hub and --ca-hash against a fresh line: {again}; the agent's log says more"
-        ),
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -447,7 +336,7 @@ mod tests {
         }
     }
 
-    fn mk_args() -> JoinArgs {
+    pub(super) fn mk_args() -> JoinArgs {
         args_with(&["--member", "east", "--timeout", "0s"]).unwrap()
     }
 
@@ -472,28 +361,6 @@ mod tests {
         assert!(args_with(&["--member", "east", "--region", "a b"]).is_err());
         assert!(parse_ca_hash("sha256:12").is_err());
         assert!(parse_ca_hash(&"0".repeat(64)).is_err());
-    }
-
-    #[test]
-    fn every_refusal_of_a_join_says_what_to_do() {
-        let args = mk_args();
-        for reason in [
-            "TokenUnknown",
-            "TokenUsed",
-            "TokenExpired",
-            "NameTaken",
-            "ClusterJoinedAlready",
-            "WrongIdentity",
-            "ClockSkew",
-            "VersionUnsupported",
-            "MemberRemoved",
-            "Unheard",
-            "",
-        ] {
-            assert!(!what_to_do(reason, &args).is_empty(), "{reason}");
-        }
-        assert!(what_to_do("NameTaken", &args).contains("choose another name"));
-        assert!(what_to_do("TokenExpired", &args).contains("fairlead token create --member east"));
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub(crate) struct RestoreArgs {
     /// The backup; - is standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Replace the CA and the keys of a hub that was installed here meanwhile. Its members are lost.
+    /// Replace the CA, the keys and the history of a hub that was installed here meanwhile. Its members
+    /// are lost.
     #[arg(long)]
     replace_secrets: bool,
 }
@@ -113,7 +114,8 @@ async fn restore_secret(
     steps: Steps,
 ) -> Result<(), Failure> {
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    if ![keys::SECRET_HUB_CA, keys::SECRET_HUB_KEYS].contains(&name) {
+    let is_history = name == keys::SECRET_HUB_HISTORY;
+    if !is_history && ![keys::SECRET_HUB_CA, keys::SECRET_HUB_KEYS].contains(&name) {
         steps.warn(format!("Secret {name} is none of the hub's and is left out"));
         return Ok(());
     }
@@ -124,6 +126,10 @@ async fn restore_secret(
     };
     if there["data"] == object["data"] {
         steps.done(format!("Secret {home}/{name} is there"));
+        return Ok(());
+    }
+    if is_history && !replace {
+        steps.done(format!("Secret {home}/{name} stays as it is: a hub has written it here"));
         return Ok(());
     }
     if !replace {
@@ -332,6 +338,31 @@ mod tests {
         let there =
             fake.cluster().get(&secret(), HOME, keys::SECRET_HUB_CA).await.unwrap().unwrap();
         assert_eq!(there["data"], json!({"k": "Y2E="}));
+    }
+
+    #[tokio::test]
+    async fn the_history_of_a_hub_that_runs_here_stays_unless_a_person_says_otherwise() {
+        let before = mk_hub();
+        before.put(secret_of(keys::SECRET_HUB_HISTORY, "b2xk"));
+        let backup = take(&before.cluster(), HOME, true).await.unwrap();
+        let backup = Backup::read(&backup.write()).unwrap();
+        let fake = mk_hub();
+        let history = async || {
+            let name = keys::SECRET_HUB_HISTORY;
+            let found = fake.cluster().get(&secret(), HOME, name).await.unwrap();
+            found.map(|found| found["data"].clone())
+        };
+        restore(&fake.cluster(), HOME, backup.clone(), false, Steps::Silent).await.unwrap();
+        assert_eq!(history().await, Some(json!({"k": "b2xk"})));
+        fake.put(secret_of(keys::SECRET_HUB_HISTORY, "bmV3"));
+        restore(&fake.cluster(), HOME, backup.clone(), false, Steps::Silent).await.unwrap();
+        assert_eq!(history().await, Some(json!({"k": "bmV3"})));
+        restore(&fake.cluster(), HOME, backup, true, Steps::Silent).await.unwrap();
+        assert_eq!(history().await, Some(json!({"k": "b2xk"})));
+        // What was taken before there was a history, or by an older version, is whole without.
+        let backup = take(&mk_hub().cluster(), HOME, true).await.unwrap();
+        let fake = mk_hub();
+        restore(&fake.cluster(), HOME, backup, false, Steps::Silent).await.unwrap();
     }
 
     #[tokio::test]

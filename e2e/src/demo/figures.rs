@@ -31,6 +31,50 @@ pub(super) struct Failover {
     pub(super) returned_after_ms: Option<f64>,
 }
 
+/// A bad change, and the way back.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Rollback {
+    /// What the route was led back to.
+    pub(super) revision: u64,
+    /// The bad change was seen in every entry.
+    pub(super) changed: bool,
+    /// Start of the command → every entry has been answered by what was there before.
+    pub(super) back_after_ms: Option<f64>,
+    /// The route is as it is written again, mended, and nothing moved.
+    pub(super) released: bool,
+    /// From the bad change on.
+    pub(super) requests: usize,
+    pub(super) failed_requests: usize,
+}
+
+impl Rollback {
+    pub(super) fn line(&self) -> String {
+        let (failed, requests) = (self.failed_requests, self.requests);
+        match self.back_after_ms {
+            Some(ms) => format!(
+                "  Back in every entry {ms:.0} ms after the command was typed; {failed} of {requests} \
+                 requests failed."
+            ),
+            None => format!("  It is not back; {failed} of {requests} requests failed."),
+        }
+    }
+
+    fn problems(&self) -> impl Iterator<Item = String> {
+        let Self { revision, failed_requests, .. } = self;
+        let late = self.back_after_ms.is_none_or(|ms| ms > RECOVERY_MS_MAX);
+        let rows = [
+            (!self.changed, "an edited route was not live in every entry".to_owned()),
+            (late, format!("a rollback to revision {revision} was not live in time")),
+            (!self.released, "the release of a pin did not leave things as they were".to_owned()),
+            (
+                *failed_requests > 0,
+                format!("{failed_requests} requests failed during a change and its rollback"),
+            ),
+        ];
+        rows.into_iter().filter_map(|(is, problem)| is.then_some(problem))
+    }
+}
+
 /// What a restart of the hub changed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct HubRestart {
@@ -60,6 +104,7 @@ pub(super) struct Figures {
     pub(super) failed_requests: usize,
     pub(super) recovered_after_ms: Option<f64>,
     pub(super) failover: Option<Failover>,
+    pub(super) rollback: Option<Rollback>,
     pub(super) hub_restart: Option<HubRestart>,
     /// What an agent answered for the shop's name.
     pub(super) names: Names,
@@ -111,6 +156,7 @@ pub(super) fn problems(figures: &Figures, members: &[String], catalog_home: &str
     if figures.failover.as_ref().is_some_and(|failover| failover.returned_after_ms.is_none()) {
         problems.push("the member that came back got no traffic".into());
     }
+    problems.extend(figures.rollback.iter().flat_map(Rollback::problems));
     if let Some(restart) = &figures.hub_restart {
         if !restart.rewritten.is_empty() {
             let which = restart.rewritten.join(", ");
@@ -204,6 +250,14 @@ mod tests {
             requests: 9,
             failed_requests: 1,
         });
+        figures.rollback = Some(Rollback {
+            revision: 7,
+            changed: false,
+            back_after_ms: Some(11_000.0),
+            released: false,
+            requests: 9,
+            failed_requests: 2,
+        });
         let text = problems(&figures, &members, "west").join("\n");
         for part in [
             "cart through east: east got 90.0 % instead of 50.0 %",
@@ -212,6 +266,10 @@ mod tests {
             "only 12000 ms",
             "rewrote objects: ~ A x",
             "1 requests failed while the hub",
+            "an edited route was not live",
+            "to revision 7 was not live in time",
+            "the release of a pin did not",
+            "2 requests failed during a change",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

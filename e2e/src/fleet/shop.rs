@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::Empty;
+use serde_json::{Value, json};
 
 use super::{Fleet, entry};
 use crate::{
@@ -41,6 +42,32 @@ const HUB_YAML: &str = include_str!("../../shop/hub.yaml");
 const MEMBER_YAML: &str = include_str!("../../shop/member.yaml");
 const EXPORT_YAML: &str = include_str!("../../shop/export.yaml");
 const SPREAD_YAML: &str = include_str!("../../shop/spread.yaml");
+
+/// A global route of the shop: one path, backends with weights, any filters.
+pub fn route(name: &str, path: &str, backends: &[(&str, u32)], filters: &Value) -> Value {
+    let backend = |(service, weight): &(&str, u32)| {
+        json!({
+            "group": "multicluster.x-k8s.io", "kind": "ServiceImport",
+            "name": service, "port": 80, "weight": weight,
+        })
+    };
+    let mut rule = json!({
+        "matches": [{"path": {"type": "PathPrefix", "value": path}}],
+        "backendRefs": backends.iter().map(backend).collect::<Vec<_>>(),
+    });
+    if !filters.is_null() {
+        rule["filters"] = filters.clone();
+    }
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "parentRefs": [{"name": "public", "namespace": GATEWAY_NAMESPACE}],
+            "hostnames": [HOST],
+            "rules": [rule],
+        },
+    })
+}
 
 /// One answer to one look.
 #[derive(Clone, Debug)]

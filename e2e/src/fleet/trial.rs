@@ -12,15 +12,15 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Fleet, program::build_programs, shop};
 use crate::{
-    load::{Load, Report, Running},
+    load::{Load, Report, Running, Sample},
     object::{self, ObjectKey, fill},
     wait::{self, Look},
     world::World,
@@ -46,6 +46,15 @@ const RETURN_LIMIT: Duration = Duration::from_secs(180);
 const LOOK_REQUESTS: u64 = 60;
 /// Of a third, on a small sample.
 const EVEN_SHARE_MIN: f64 = 0.15;
+
+/// Failures end at about a second; this is for a busy machine.
+pub const RECOVERED_MAX: Duration = Duration::from_secs(10);
+/// Longer than that, so that it is told how long it took.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
+/// What comes after a command: connections that were open, routes that are written late.
+const AFTERWARDS: Duration = Duration::from_secs(3);
+/// Failures that are told one by one.
+const FAILURES_TOLD: usize = 5;
 
 const YAML: &str = include_str!("../../shop/failover.yaml");
 
@@ -162,6 +171,16 @@ impl Seen {
     }
 }
 
+/// What requests saw of a command.
+#[derive(Clone, Debug)]
+pub struct Commanded {
+    pub report: Report,
+    /// How long the command took.
+    pub took: Duration,
+    /// When it had ended, since the first request.
+    pub ended_at: Duration,
+}
+
 /// How members that come back get their traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Failback {
@@ -252,6 +271,45 @@ impl Fleet<'_> {
         Ok(seen)
     }
 
+    /// A member vanishes and dies while requests come in by the others; gives when those succeed again. It
+    /// stays dead until [`Self::bring_back`].
+    pub async fn lose_member(&self, member: &str, path: &str, rate: f64) -> Result<Duration> {
+        let mut load = self.load(path).await?;
+        load.entries.retain(|entry| entry.name != member);
+        let running = load.rate(rate).start();
+        pass(&running, STEADY).await?;
+        let at = running.now();
+        self.world().fault().isolate(member)?;
+        self.world().fault().kill_member(member).await?;
+        let recovered = wait::until("requests to recover", RECOVERY_LIMIT, || async {
+            Ok(match strict(&running.settled()).recovered_after(at) {
+                Some(time) => Look::Done(time),
+                None => Look::Not(format!("{} have failed", running.so_far().failed())),
+            })
+        })
+        .await?;
+        running.stop().await;
+        Ok(recovered)
+    }
+
+    /// Starts a member that was lost, and waits until it holds its plan.
+    pub async fn bring_back(&self, member: &str) -> Result<()> {
+        self.world().fault().rejoin(member)?;
+        self.world().fault().restore_member(member).await?;
+        self.wait_settled().await.map(drop)
+    }
+
+    /// Runs a command with the hub's kubeconfig while requests go through all entries.
+    pub async fn under_load(&self, path: &str, rate: f64, line: &str) -> Result<Commanded> {
+        let running = self.load(path).await?.rate(rate).start();
+        pass(&running, STEADY).await?;
+        let start = Instant::now();
+        self.at_hub(line).await?.expect_success()?;
+        let (took, ended_at) = (start.elapsed(), running.now());
+        pass(&running, AFTERWARDS).await?;
+        Ok(Commanded { report: running.stop().await, took, ended_at })
+    }
+
     /// Waits until all is as it was.
     pub async fn wait_whole(&self, path: &str) -> Result<()> {
         self.wait_settled().await?;
@@ -300,20 +358,36 @@ pub async fn rendered_rules(world: &World, member: &str) -> Result<Value> {
 pub fn judge(report: &Report, at: Duration) -> Seen {
     let report = strict(report);
     let after = report.only(|sample| sample.started >= at);
-    let failed = report.only(|sample| !sample.outcome.is_success());
-    let mut failures = BTreeMap::new();
-    for (tally, count) in failed.counts() {
-        let text = format!("{} {} {}", tally.entry, tally.status, tally.error);
-        *failures.entry(text.trim_end().to_owned()).or_default() += count;
-    }
     Seen {
         recovered: report.recovered_after(at),
         failed: after.failed(),
         requests: after.total(),
         // Not what was on its way when it happened.
         failed_before: report.only(|sample| sample.started + sample.took < at).failed(),
-        failures,
+        failures: failures(&report),
     }
+}
+
+/// What failed how, in words.
+pub fn failures(report: &Report) -> BTreeMap<String, usize> {
+    let failed = report.only(|sample| !sample.outcome.is_success());
+    let mut failures = BTreeMap::new();
+    for (tally, count) in failed.counts() {
+        let text = format!("{} {} {}", tally.entry, tally.status, tally.error);
+        *failures.entry(text.trim_end().to_owned()).or_default() += count;
+    }
+    failures
+}
+
+/// The first failures, each with its time since the first request.
+pub fn first_failures(report: &Report) -> Value {
+    let failed = report.samples().iter().filter(|sample| !sample.outcome.is_success());
+    let text = |sample: &Sample| {
+        let outcome = &sample.outcome;
+        let (status, error) = (outcome.status, outcome.error);
+        json!(format!("{} {status} {error} at {:.2} s", sample.entry, sample.started.as_secs_f64()))
+    };
+    failed.take(FAILURES_TOLD).map(text).collect()
 }
 
 /// An answer that is not the service's is a failure too, whatever its status: a door that is up

@@ -10,9 +10,12 @@ mod route;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::spine::{clean_up, route_key};
+use super::{
+    and_clear,
+    spine::{clean_up, route_key},
+};
 use crate::{
-    fleet::{Fleet, program::build_programs, shop},
+    fleet::{Fleet, shop},
     load::Load,
     report::{Facts, Figures, Finding},
     wait::{self, Look},
@@ -28,12 +31,8 @@ const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 const OTHERS: u64 = 60;
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let fleet = Fleet::built(world).await?;
+    and_clear(tell(&fleet, facts), clean_up(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {

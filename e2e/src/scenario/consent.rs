@@ -28,11 +28,14 @@ use http::Request;
 use http_body_util::Empty;
 use serde_json::{Value, json};
 
-use super::spine::{EAST, GATEWAY_API, SOUTH, WEST, clean_up, route, route_key};
+use super::{
+    and_clear,
+    spine::{EAST, GATEWAY_API, SOUTH, WEST, clean_up, route, route_key},
+};
 use crate::{
     backend::Echo,
     echo::Answer,
-    fleet::{Fleet, entry, program::build_programs, shop},
+    fleet::{Fleet, entry, shop},
     object::{self, ObjectKey},
     report::{Facts, Figures, Finding},
     wait::{self, Look},
@@ -50,12 +53,8 @@ const SECRET: &str = "secret";
 const ATTEMPTS: usize = 50;
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clear(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let fleet = Fleet::built(world).await?;
+    and_clear(tell(&fleet, facts), clear(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {

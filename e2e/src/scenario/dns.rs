@@ -26,7 +26,10 @@ use fairlead_crds::keys;
 use serde_json::{Value, json};
 
 use self::{internet::Internet, published::ExternalDns};
-use super::spine::{EAST, SOUTH, WEST, clean_up};
+use super::{
+    and_clear,
+    spine::{EAST, SOUTH, WEST, clean_up},
+};
 use crate::{
     ask::{Question, Resolver},
     fleet::{Fleet, program::build_programs, shop},
@@ -81,10 +84,7 @@ pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
         servers.insert(member, SocketAddr::new(cluster.local()?.pods.address.into(), DNS_PORT));
     }
     let stage = Stage { fleet: Fleet::new(world)?, addresses, servers, tools };
-    let told = tell(&stage, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&stage.fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    and_clear(tell(&stage, facts), clean_up(&stage.fleet)).await
 }
 
 async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {

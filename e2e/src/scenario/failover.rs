@@ -17,7 +17,7 @@ use fairlead_crds::keys;
 use fairlead_model::{health::MemberState, view::MemberView};
 use serde_json::{Value, json};
 
-use super::spine::clean_up;
+use super::{and_clear, spine::clean_up};
 use crate::{
     fleet::{
         Fleet,
@@ -42,10 +42,7 @@ const RETURN_LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    and_clear(tell(&fleet, facts), clean_up(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {

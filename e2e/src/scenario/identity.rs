@@ -25,12 +25,14 @@ use fairlead_hub::identity::read_certificate;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 
-use super::spine::{EAST, SOUTH, WEST, clean_up};
+use super::{
+    and_clear,
+    spine::{EAST, SOUTH, WEST, clean_up},
+};
 use crate::{
     fleet::{
         Fleet,
         impostor::{Refusal, tls_secret},
-        program::build_programs,
         trial::Failback,
     },
     pki::Leaf,
@@ -45,14 +47,15 @@ const LIFE: Duration = Duration::from_secs(24);
 const LIMIT: Duration = Duration::from_secs(90);
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let fleet = Fleet::new(world)?;
+    let fleet = Fleet::built(world).await?;
     world.fault().lend_clocks().await.context("giving programs clocks that can be moved")?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    let returned = world.fault().return_clocks().await.context("taking those clocks away again");
-    told.and(cleaned).and(returned)
+    and_clear(tell(&fleet, facts), clear(&fleet)).await
+}
+
+async fn clear(fleet: &Fleet<'_>) -> Result<()> {
+    let cleaned = clean_up(fleet).await;
+    fleet.world().fault().return_clocks().await.context("taking moved clocks away again")?;
+    cleaned
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {

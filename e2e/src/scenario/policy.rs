@@ -17,9 +17,15 @@ use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::{Value, json};
 
-use super::spine::{EAST, SOUTH, WEST, clean_up, route, send, share_of, wait_shares};
+use super::{
+    and_clear,
+    spine::{EAST, SOUTH, WEST, clean_up, route, send, share_of, wait_shares},
+};
 use crate::{
-    fleet::{Fleet, program::build_programs, shop},
+    fleet::{
+        Fleet, shop,
+        trial::{Commanded, RECOVERED_MAX, first_failures},
+    },
     load::Report,
     object::ObjectKey,
     report::{Facts, Figures, Finding, figures, milliseconds, seconds},
@@ -35,16 +41,10 @@ const REQUESTS: u64 = 5000;
 /// 2 points; three standard deviations at 30 %.
 const TOLERANCE: f64 = 0.02;
 const RATE: f64 = 200.0;
-/// Failures end at about a second; this is for a busy machine.
-const RECOVERED_MAX: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let fleet = Fleet::built(world).await?;
+    and_clear(tell(&fleet, facts), clean_up(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
@@ -252,26 +252,7 @@ fn shares(report: &Report) -> Value {
 
 /// West dies: its 30 % go to east, the only other one with a weight.
 async fn weights_killed(fleet: &Fleet<'_>) -> Result<Finding> {
-    let world = fleet.world();
-    let mut load = fleet.load(PATH).await?;
-    load.entries.retain(|entry| entry.name != WEST);
-    let running = load.rate(RATE).start();
-    wait::until("some traffic", LIMIT, || async {
-        let there = running.now() >= Duration::from_secs(2);
-        Ok(if there { Look::Done(()) } else { Look::Not("not yet".into()) })
-    })
-    .await?;
-    let at = running.now();
-    world.fault().isolate(WEST)?;
-    world.fault().kill_member(WEST).await?;
-    let recovered = wait::until("requests to recover", LIMIT, || async {
-        Ok(match running.so_far().recovered_after(at) {
-            Some(time) => Look::Done(time),
-            None => Look::Not(format!("{} have failed", running.so_far().failed())),
-        })
-    })
-    .await?;
-    running.stop().await;
+    let recovered = fleet.lose_member(WEST, PATH, RATE).await?;
     let mut more = figures([("recovered_after_ms", json!(milliseconds(recovered)))]);
     let mut holds = recovered <= RECOVERED_MAX;
     for entry in [EAST, SOUTH] {
@@ -284,10 +265,7 @@ async fn weights_killed(fleet: &Fleet<'_>) -> Result<Finding> {
 }
 
 async fn weights_returned(fleet: &Fleet<'_>) -> Result<Finding> {
-    let world = fleet.world();
-    world.fault().rejoin(WEST)?;
-    world.fault().restore_member(WEST).await?;
-    fleet.wait_settled().await?;
+    fleet.bring_back(WEST).await?;
     let mut more = Figures::new();
     let mut holds = true;
     for entry in [EAST, SOUTH] {
@@ -314,32 +292,6 @@ async fn drain_refused(fleet: &Fleet<'_>) -> Result<Finding> {
     ))
 }
 
-/// Runs a command while requests go through all entries; none may fail.
-async fn under_load(fleet: &Fleet<'_>, line: &str) -> Result<(Report, Duration, Duration)> {
-    let running = fleet.load(PATH).await?.rate(RATE).start();
-    let start = Instant::now();
-    fleet.at_hub(line).await?.expect_success()?;
-    let (took, at) = (start.elapsed(), running.now());
-    // Some of what comes after: connections that were open, routes that are written late.
-    wait::until("traffic after the command", LIMIT, || async {
-        let there = running.now() >= at + Duration::from_secs(3);
-        Ok(if there { Look::Done(()) } else { Look::Not("not yet".into()) })
-    })
-    .await?;
-    Ok((running.stop().await, took, at))
-}
-
-/// What failed how, and when after the start of the load.
-fn failures(report: &Report) -> Value {
-    let failed = report.samples().iter().filter(|sample| !sample.outcome.is_success());
-    let text = |sample: &crate::load::Sample| {
-        let outcome = &sample.outcome;
-        let (status, error) = (outcome.status, outcome.error);
-        format!("{} {status} {error} at {:.2} s", sample.entry, sample.started.as_secs_f64())
-    };
-    failed.take(5).map(text).collect()
-}
-
 /// Every entry keeps its own, but for the drained one.
 async fn drained(fleet: &Fleet<'_>) -> Result<Finding> {
     unset_gateway_policy(fleet).await?;
@@ -347,16 +299,17 @@ async fn drained(fleet: &Fleet<'_>) -> Result<Finding> {
         wait_shares(fleet, entry, PATH, &[(entry, 1.0)]).await?;
     }
     fleet.wait_ramped("shop/tea").await?;
-    let (report, took, at) = under_load(fleet, "fairlead drain west --wait").await?;
+    let drain = fleet.under_load(PATH, RATE, "fairlead drain west --wait").await?;
+    let Commanded { report, took, ended_at } = drain;
     wait_shares(fleet, WEST, PATH, &[(EAST, 1.0)]).await?;
-    let late = report.only(|sample| sample.started >= at + Duration::from_secs(1));
+    let late = report.only(|sample| sample.started >= ended_at + Duration::from_secs(1));
     let still = share_of(&late, WEST);
     let holds = report.failed() == 0 && still == 0.0 && late.total() > 0;
     Ok(Finding::new(
         holds,
         figures([
             ("failed", json!(report.failed())),
-            ("failures", failures(&report)),
+            ("failures", first_failures(&report)),
             ("requests", json!(report.total())),
             ("took_s", json!(seconds(took))),
             ("still_there", json!(still)),
@@ -372,13 +325,14 @@ async fn unset_gateway_policy(fleet: &Fleet<'_>) -> Result<()> {
 }
 
 async fn undrained(fleet: &Fleet<'_>) -> Result<Finding> {
-    let (report, took, _) = under_load(fleet, "fairlead undrain west --wait").await?;
+    let undrain = fleet.under_load(PATH, RATE, "fairlead undrain west --wait").await?;
+    let Commanded { report, took, .. } = undrain;
     wait_shares(fleet, WEST, PATH, &[(WEST, 1.0)]).await?;
     Ok(Finding::new(
         report.failed() == 0,
         figures([
             ("failed", json!(report.failed())),
-            ("failures", failures(&report)),
+            ("failures", first_failures(&report)),
             ("requests", json!(report.total())),
             ("took_s", json!(seconds(took))),
         ]),

@@ -1,5 +1,7 @@
 //! The hub's cluster is lost for good, with its store. A new one is made from a backup: members come back
-//! by themselves, nothing is written again, no request is lost.
+//! by themselves, nothing is written again, no request is lost, and a pinned route stays pinned.
+
+mod pinned;
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +13,10 @@ use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::{Value, json};
 
-use super::spine::{clean_up, dump_members};
+use super::{
+    and_clear,
+    spine::{clean_up, dump_members},
+};
 use crate::{
     fleet::{
         Fleet, SETTLE_LIMIT,
@@ -30,21 +35,27 @@ const FAILBACK: Failback = Failback { after_s: 1, ramp_s: 0 };
 /// The hub is away for at least so long: agents notice it several times over.
 const AWAY: Duration = Duration::from_secs(8);
 const AFTERWARDS: Duration = Duration::from_secs(3);
+/// Some of what a backup must have.
+const WHOLE: [&str; 5] = [
+    "fairlead-hub-ca",
+    "fairlead-hub-keys",
+    "fairlead-hub-history",
+    "kind: MemberCluster",
+    "kind: HTTPRoute",
+];
 /// A share that only the restored hub can have asked for.
 const SHARE_MAX: f64 = 0.1;
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     let fleet = Fleet::new(world)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    and_clear(tell(&fleet, facts), clean_up(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     fleet.open_trial(FAILBACK).await.context("setting the fleet up")?;
     let file = fleet.world().folder().join("hub-backup.yaml");
     let stage = Stage { fleet, file };
+    let then = pinned::pin(fleet).await.context("pinning the route to its first revision")?;
     facts
         .look("a1", "a backup goes through a pipe, and to no file in the clear", stage.save())
         .await;
@@ -52,6 +63,8 @@ async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {
     facts.look("b1", "the hub's cluster is lost: nothing changes", stage.lose(&before)).await;
     let name = "a new cluster, restored from the backup: members come back by themselves";
     facts.look("b2", name, stage.rebuild(before)).await;
+    let name = "a pinned route is still pinned, to the same; its release still leads it on";
+    facts.look("b3", name, pinned::held(fleet, &then)).await;
     facts.look("c1", "the new hub decides", stage.decides()).await;
     facts.look("c2", "restoring again changes nothing", stage.again()).await;
     Ok(())
@@ -94,22 +107,30 @@ impl Stage<'_> {
             codes.push(self.fleet.at_hub(line).await?.code);
         }
         let clear = std::fs::metadata(&self.file).is_ok_and(|file| file.len() > 0);
-        // A pipe, as into a tool that encrypts.
-        let line = format!("fairlead backup | cat > {}", self.file.display());
-        let ran = self.fleet.at_hub(&line).await?;
-        let said = ran.said().trim().to_owned();
-        ran.expect_success()?;
+        let said = self.save_whole().await?;
         let text = std::fs::read_to_string(&self.file)?;
-        let whole =
-            ["fairlead-hub-ca", "fairlead-hub-keys", "kind: MemberCluster", "kind: HTTPRoute"]
-                .iter()
-                .all(|part| text.contains(part));
+        let whole = WHOLE.iter().all(|part| text.contains(part));
         let shown = figures([
             ("said", json!(said)),
             ("in_the_clear", json!(codes)),
             ("bytes", json!(text.len())),
         ]);
         Ok(Finding::new(whole && !clear && codes.iter().all(|code| *code == Some(2)), shown))
+    }
+
+    /// Through a pipe, as into a tool that encrypts; again while it says that it lacks what a pin means.
+    async fn save_whole(&self) -> Result<String> {
+        let line = format!("fairlead backup | cat > {}", self.file.display());
+        wait::until("a backup with all that pins mean", SETTLE_LIMIT, || async {
+            let ran = self.fleet.at_hub(&line).await?;
+            let said = ran.said().trim().to_owned();
+            ran.expect_success()?;
+            Ok(match said.contains("not in it") {
+                true => Look::Not(said),
+                false => Look::Done(said),
+            })
+        })
+        .await
     }
 
     async fn lose(&self, before: &Before) -> Result<Finding> {

@@ -15,7 +15,7 @@ use fairlead_model::health::MemberState;
 use serde_json::json;
 
 use self::hubs::{ALL, Hub, Hubs, LIMIT};
-use super::spine::clean_up;
+use super::{and_clear, spine::clean_up};
 use crate::{
     etcd::{Etcd, Place},
     fleet::{
@@ -44,14 +44,12 @@ pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     let place = Place::Cluster { namespace: local.namespace.clone(), address: local.address };
     let folder = tempfile::tempdir_in(world.folder()).context("a folder for etcd")?;
     let etcd = Etcd::start(&world.tools().etcd, folder.path(), &place, NODES, 0).await?;
-    let told = tell(&fleet, &etcd, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
+    let told = and_clear(tell(&fleet, &etcd, facts), clean_up(&fleet)).await;
     // The hub must have its store until its members are gone.
     for node in 0..NODES {
         etcd.kill(node).await;
     }
-    told.and(cleaned)
+    told
 }
 
 async fn tell(fleet: &Fleet<'_>, etcd: &Etcd, facts: &mut Facts) -> Result<()> {

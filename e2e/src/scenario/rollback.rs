@@ -14,7 +14,6 @@ mod staged;
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,11 +22,16 @@ use fairlead_crds::keys;
 use fairlead_model::history::{DiffView, Entry, HistoryView, Move};
 use serde_json::{Value, json};
 
-use super::spine::{EAST, SOUTH, WEST, clean_up, route, route_key, wait_shares};
+use super::{
+    and_clear,
+    spine::{EAST, SOUTH, WEST, clean_up, route, route_key, wait_shares},
+};
 use crate::{
     etcd::Etcd,
-    fleet::{Fleet, program::build_programs, shop},
-    load::Report,
+    fleet::{
+        Fleet, shop,
+        trial::{Commanded, RECOVERED_MAX, first_failures},
+    },
     object::ObjectKey,
     report::{Facts, Figures, Finding, figures, milliseconds, seconds},
     wait::{self, Look},
@@ -41,8 +45,6 @@ const PATH: &str = "/tea";
 const POLICY: &str = "of-tea";
 const REPLICAS: u8 = 2;
 const RATE: f64 = 150.0;
-/// Failures end at about a second; this is for a busy machine.
-const RECOVERED_MAX: Duration = Duration::from_secs(10);
 /// A rollback is live in every member within that time, on a busy machine.
 const ROLLED_BACK_MAX: Duration = Duration::from_secs(15);
 /// Weights of east, west and south: as they were, and as they are.
@@ -50,17 +52,19 @@ const THEN: [u32; 3] = [70, 30, 0];
 const NOW: [u32; 3] = [20, 80, 0];
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let fleet = Fleet::new(world)?;
+    let fleet = Fleet::built(world).await?;
     let folder = tempfile::tempdir_in(world.folder()).context("a folder for etcd")?;
     let etcd = replicated::start_etcd(&fleet, folder.path()).await?;
-    let told = tell(&fleet, &etcd, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let untraced = staged::close(&fleet).await;
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
+    let told = and_clear(tell(&fleet, &etcd, facts), clear(&fleet)).await;
     // The hub must have its store until its members are gone.
     etcd.kill(0).await;
-    told.and(untraced).and(cleaned)
+    told
+}
+
+async fn clear(fleet: &Fleet<'_>) -> Result<()> {
+    let untraced = staged::close(fleet).await;
+    clean_up(fleet).await?;
+    untraced
 }
 
 async fn tell(fleet: &Fleet<'_>, etcd: &Etcd, facts: &mut Facts) -> Result<()> {
@@ -74,9 +78,9 @@ async fn tell(fleet: &Fleet<'_>, etcd: &Etcd, facts: &mut Facts) -> Result<()> {
     fleet.wait_live(PATH).await?;
     fleet.wait_settled().await?;
     weigh(fleet, THEN).await?;
-    let then = newest(fleet).await?;
+    let then = fleet.newest_change(ROUTE).await?;
     facts.look("a1", "history tells each change with its cause", told_of(fleet, &then)).await;
-    let now = newest(fleet).await?;
+    let now = fleet.newest_change(ROUTE).await?;
     let name = "diff names exactly the shares that moved";
     facts.look("a2", name, differs(fleet, then.number, now.number)).await;
     let name = "a rollback under load restores the shares and fails no request";
@@ -127,40 +131,16 @@ async fn wait_weights(fleet: &Fleet<'_>, [east, west, south]: [u32; 3]) -> Resul
     Ok(())
 }
 
-async fn ask<T: serde::de::DeserializeOwned>(fleet: &Fleet<'_>, line: &str) -> Result<T> {
-    let said = fleet.at_hub(line).await?.expect_success()?;
-    serde_json::from_str(&said).with_context(|| format!("reading what `{line}` printed"))
-}
-
-async fn history(fleet: &Fleet<'_>) -> Result<Vec<Entry>> {
-    let view: HistoryView =
-        ask(fleet, &format!("fairlead history {ROUTE} --limit 1000 -o json")).await?;
-    Ok(view.entries)
-}
-
-/// The newest change of the route, once nothing more is entered.
-async fn newest(fleet: &Fleet<'_>) -> Result<Entry> {
-    let last = Mutex::new(None);
-    wait::until("the history to stand still", LIMIT, || async {
-        let newest = history(fleet).await?.into_iter().next().context("no history")?;
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = last.replace(newest.clone());
-        let is_still = before.as_ref() == Some(&newest);
-        Ok(if is_still { Look::Done(newest) } else { Look::Not("it goes on".into()) })
-    })
-    .await
-}
-
 async fn told_of(fleet: &Fleet<'_>, then: &Entry) -> Result<Finding> {
     weigh(fleet, NOW).await?;
-    let newest = newest(fleet).await?;
+    let newest = fleet.newest_change(ROUTE).await?;
     let causes: Vec<String> = newest.causes.iter().map(ToString::to_string).collect();
     let named = causes.iter().any(|cause| {
         cause.starts_with(&format!("TrafficPolicy {}/{POLICY} generation 2", shop::NAMESPACE))
     });
     let table = fleet.at_hub(&format!("fairlead history {ROUTE}")).await?.expect_success()?;
     let shown = table.contains(&newest.number.to_string()) && table.contains("70.00 % → 20.00 %");
-    let of_member = ask::<HistoryView>(fleet, &format!("fairlead history {WEST} -o json")).await?;
+    let of_member = fleet.ask::<HistoryView>(&format!("fairlead history {WEST} -o json")).await?;
     let listed = of_member.entries.iter().any(|entry| entry.number == newest.number);
     let unknown = fleet.at_hub("fairlead history nobody").await?;
     let holds = named && shown && listed && newest.number > then.number && unknown.code == Some(1);
@@ -205,14 +185,14 @@ fn moved(moves: &[Move]) -> BTreeSet<(String, String, u32, u32)> {
 }
 
 async fn differs(fleet: &Fleet<'_>, then: u64, now: u64) -> Result<Finding> {
-    let diff: DiffView = ask(fleet, &format!("fairlead diff {then} {now} -o json")).await?;
+    let diff: DiffView = fleet.ask(&format!("fairlead diff {then} {now} -o json")).await?;
     let to_now: DiffView =
-        ask(fleet, &format!("fairlead diff {then} --route {ROUTE} -o json")).await?;
-    let back: DiffView = ask(fleet, &format!("fairlead diff {now} {then} -o json")).await?;
+        fleet.ask(&format!("fairlead diff {then} --route {ROUTE} -o json")).await?;
+    let back: DiffView = fleet.ask(&format!("fairlead diff {now} {then} -o json")).await?;
     let one = |diff: &DiffView| diff.routes.iter().flat_map(|route| moved(&route.moved)).collect();
     let found: [BTreeSet<_>; 3] = [one(&diff), one(&to_now), one(&back)];
     let wanted = [expected(THEN, NOW), expected(THEN, NOW), expected(NOW, THEN)];
-    let same: DiffView = ask(fleet, &format!("fairlead diff {now} {now} -o json")).await?;
+    let same: DiffView = fleet.ask(&format!("fairlead diff {now} {now} -o json")).await?;
     let future = fleet.at_hub("fairlead diff 1 999999").await?;
     let refused = future.code == Some(1) && future.said().contains("999999");
     Ok(Finding::new(
@@ -221,38 +201,8 @@ async fn differs(fleet: &Fleet<'_>, then: u64, now: u64) -> Result<Finding> {
     ))
 }
 
-/// Runs a command while requests go through all entries.
-async fn under_load(fleet: &Fleet<'_>, line: &str) -> Result<(Report, Duration)> {
-    let running = fleet.load(PATH).await?.rate(RATE).start();
-    wait::until("traffic before the command", LIMIT, || async {
-        let there = running.now() >= Duration::from_secs(1);
-        Ok(if there { Look::Done(()) } else { Look::Not("not yet".into()) })
-    })
-    .await?;
-    let start = Instant::now();
-    fleet.at_hub(line).await?.expect_success()?;
-    let (took, at) = (start.elapsed(), running.now());
-    wait::until("traffic after the command", LIMIT, || async {
-        let there = running.now() >= at + Duration::from_secs(3);
-        Ok(if there { Look::Done(()) } else { Look::Not("not yet".into()) })
-    })
-    .await?;
-    Ok((running.stop().await, took))
-}
-
-/// The first failures, in words.
-fn failures(report: &Report) -> Value {
-    let failed = report.samples().iter().filter(|sample| !sample.outcome.is_success());
-    let text = |sample: &crate::load::Sample| {
-        let outcome = &sample.outcome;
-        let (status, error) = (outcome.status, outcome.error);
-        format!("{} {status} {error} at {:.2} s", sample.entry, sample.started.as_secs_f64())
-    };
-    failed.take(5).map(text).collect()
-}
-
 async fn moved_by(fleet: &Fleet<'_>, line: &str, weights: [u32; 3]) -> Result<Finding> {
-    let (report, took) = under_load(fleet, line).await?;
+    let Commanded { report, took, .. } = fleet.under_load(PATH, RATE, line).await?;
     wait_weights(fleet, weights).await?;
     Ok(Finding::new(
         report.failed() == 0 && took <= ROLLED_BACK_MAX,
@@ -260,7 +210,7 @@ async fn moved_by(fleet: &Fleet<'_>, line: &str, weights: [u32; 3]) -> Result<Fi
             ("took_s", json!(seconds(took))),
             ("requests", json!(report.total())),
             ("failed", json!(report.failed())),
-            ("failures", failures(&report)),
+            ("failures", first_failures(&report)),
         ]),
     ))
 }
@@ -315,7 +265,7 @@ async fn seen(fleet: &Fleet<'_>, number: u64) -> Result<Finding> {
         .any(|view| view.route.name.to_string() == ROUTE && view.pinned == Some(number));
     let explained = fleet.at_hub(&format!("fairlead explain {ROUTE}")).await?.expect_success()?;
     let told = explained.contains(&format!("revision {number}"));
-    let newest = newest(fleet).await?;
+    let newest = fleet.newest_change(ROUTE).await?;
     let entered = newest.pinned == Some(number);
     Ok(Finding::new(
         said.contains(&number.to_string()) && listed && told && entered,
@@ -329,19 +279,19 @@ async fn seen(fleet: &Fleet<'_>, number: u64) -> Result<Finding> {
 }
 
 async fn restarted(fleet: &Fleet<'_>, number: u64) -> Result<Finding> {
-    let before = history(fleet).await?;
+    let before = fleet.history(ROUTE).await?;
     let running = fleet.load(PATH).await?.rate(RATE).start();
     fleet.world().fault().kill_hub().await?;
     fleet.world().fault().restore_hub().await?;
     wait::until("the hub to be back", LIMIT, || async {
-        Ok(match history(fleet).await {
+        Ok(match fleet.history(ROUTE).await {
             Ok(_) => Look::Done(()),
             Err(error) => Look::Not(format!("{error:#}")),
         })
     })
     .await?;
     fleet.wait_settled().await?;
-    let after = history(fleet).await?;
+    let after = fleet.history(ROUTE).await?;
     let routes = fleet.routes().await?;
     let pinned = routes.iter().any(|view| view.pinned == Some(number));
     wait_weights(fleet, THEN).await?;
@@ -354,39 +304,18 @@ async fn restarted(fleet: &Fleet<'_>, number: u64) -> Result<Finding> {
             ("entries_after", json!(after.len())),
             ("kept", json!(kept)),
             ("failed", json!(report.failed())),
-            ("failures", failures(&report)),
+            ("failures", first_failures(&report)),
         ]),
     ))
 }
 
 /// West has 30 %; when it dies, east takes all, pinned or not.
 async fn failed_over(fleet: &Fleet<'_>) -> Result<Finding> {
-    let world = fleet.world();
-    let mut load = fleet.load(PATH).await?;
-    load.entries.retain(|entry| entry.name != WEST);
-    let running = load.rate(RATE).start();
-    wait::until("some traffic", LIMIT, || async {
-        let there = running.now() >= Duration::from_secs(1);
-        Ok(if there { Look::Done(()) } else { Look::Not("not yet".into()) })
-    })
-    .await?;
-    let at = running.now();
-    world.fault().isolate(WEST)?;
-    world.fault().kill_member(WEST).await?;
-    let recovered = wait::until("requests to recover", LIMIT, || async {
-        Ok(match running.so_far().recovered_after(at) {
-            Some(time) => Look::Done(time),
-            None => Look::Not(format!("{} have failed", running.so_far().failed())),
-        })
-    })
-    .await?;
-    running.stop().await;
+    let recovered = fleet.lose_member(WEST, PATH, RATE).await?;
     for entry in [EAST, SOUTH] {
         wait_shares(fleet, entry, PATH, &[(EAST, 1.0)]).await?;
     }
-    world.fault().rejoin(WEST)?;
-    world.fault().restore_member(WEST).await?;
-    fleet.wait_settled().await?;
+    fleet.bring_back(WEST).await?;
     wait_weights(fleet, THEN).await?;
     fleet.wait_ramped(ROUTE).await?;
     Ok(Finding::new(
@@ -406,7 +335,7 @@ async fn withdrawn(fleet: &Fleet<'_>) -> Result<Finding> {
         wait_shares(fleet, entry, PATH, &[(EAST, 1.0)]).await?;
     }
     let stopped = start.elapsed();
-    let newest = newest(fleet).await?;
+    let newest = fleet.newest_change(ROUTE).await?;
     let causes: Vec<String> = newest.causes.iter().map(ToString::to_string).collect();
     let told = causes.iter().any(|cause| cause.starts_with("member west: may not serve"));
     fleet.export(WEST, SERVICE).await?;
@@ -420,7 +349,7 @@ async fn withdrawn(fleet: &Fleet<'_>) -> Result<Finding> {
             ("stopped_after_s", json!(seconds(stopped))),
             ("causes", json!(causes)),
             ("failed", json!(report.failed())),
-            ("failures", failures(&report)),
+            ("failures", first_failures(&report)),
         ]),
     ))
 }
@@ -450,7 +379,7 @@ async fn impossible(fleet: &Fleet<'_>) -> Result<Finding> {
     annotate(fleet, "999999").await?;
     let future = wait_condition(fleet, kind, "False", "RevisionUnknown").await?;
     wait_weights(fleet, THEN).await?;
-    let above = history(fleet).await?.first().map_or(0, |entry| entry.number);
+    let above = fleet.history(ROUTE).await?.first().map_or(0, |entry| entry.number);
     ensure!(above < 999_999, "the change of before has the number that was asked for");
     Ok(Finding::new(
         by_cli,

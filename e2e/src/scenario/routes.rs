@@ -26,9 +26,10 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::and_clear;
 use crate::{
     backend::Echo,
-    fleet::{Fleet, entry, program::build_programs},
+    fleet::{Fleet, entry},
     gateway::CLASS,
     object::{self, ObjectKey},
     report::Facts,
@@ -108,12 +109,8 @@ impl Stage<'_> {
 }
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let fleet = Fleet::new(world)?;
-    let told = tell(world, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let fleet = Fleet::built(world).await?;
+    and_clear(tell(world, facts), clean_up(&fleet)).await
 }
 
 async fn tell(world: &World, facts: &mut Facts) -> Result<()> {

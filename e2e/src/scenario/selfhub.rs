@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use fairlead_crds::keys;
 use serde_json::{Value, json};
 
+use super::and_clear;
 use crate::{
     fleet::{
         Fleet,
@@ -43,10 +44,7 @@ const LOOK_REQUESTS: usize = 20;
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
     tokio::task::spawn_blocking(build_programs).await??;
     let fleet = Fleet::within(world, HOME)?;
-    let told = tell(&fleet, facts).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    and_clear(tell(&fleet, facts), clean_up(&fleet)).await
 }
 
 async fn tell(fleet: &Fleet<'_>, facts: &mut Facts) -> Result<()> {

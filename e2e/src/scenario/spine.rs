@@ -21,11 +21,12 @@ mod split;
 
 use std::{collections::BTreeMap, time::Duration};
 
+pub(super) use crate::fleet::shop::route;
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
 
+use super::and_clear;
 use crate::{
-    fleet::{Fleet, dump::Dump, entry, program::build_programs, shop},
+    fleet::{Fleet, dump::Dump, entry, shop},
     load::{Load, Report},
     object::ObjectKey,
     report::Facts,
@@ -69,12 +70,8 @@ pub(super) async fn run_core(world: &World, facts: &mut Facts) -> Result<()> {
 }
 
 async fn play(world: &World, facts: &mut Facts, extent: Extent) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
-    let stage = Stage { fleet: Fleet::new(world)?, before: dump_members(world).await? };
-    let told = tell(&stage, facts, extent).await;
-    // Also after a failure: other scenarios share the world.
-    let cleaned = clean_up(&stage.fleet).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let stage = Stage { fleet: Fleet::built(world).await?, before: dump_members(world).await? };
+    and_clear(tell(&stage, facts, extent), clean_up(&stage.fleet)).await
 }
 
 async fn tell(stage: &Stage<'_>, facts: &mut Facts, extent: Extent) -> Result<()> {
@@ -119,32 +116,6 @@ pub(super) async fn dump_members(world: &World) -> Result<BTreeMap<String, Dump>
         dumps.insert(member.name().to_owned(), Dump::take(member).await?);
     }
     Ok(dumps)
-}
-
-/// A global route of the shop: one path, backends with weights, any filters.
-pub(super) fn route(name: &str, path: &str, backends: &[(&str, u32)], filters: &Value) -> Value {
-    let backend = |(service, weight): &(&str, u32)| {
-        json!({
-            "group": "multicluster.x-k8s.io", "kind": "ServiceImport",
-            "name": service, "port": 80, "weight": weight,
-        })
-    };
-    let mut rule = json!({
-        "matches": [{"path": {"type": "PathPrefix", "value": path}}],
-        "backendRefs": backends.iter().map(backend).collect::<Vec<_>>(),
-    });
-    if !filters.is_null() {
-        rule["filters"] = filters.clone();
-    }
-    json!({
-        "apiVersion": GATEWAY_API, "kind": "HTTPRoute",
-        "metadata": {"name": name, "namespace": shop::NAMESPACE},
-        "spec": {
-            "parentRefs": [{"name": "public", "namespace": shop::GATEWAY_NAMESPACE}],
-            "hostnames": [shop::HOST],
-            "rules": [rule],
-        },
-    })
 }
 
 /// The key of a route in the shop's namespace.

@@ -22,12 +22,10 @@ use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, stream};
 use serde_json::json;
 
-use super::spine;
+use super::{and_clear, spine};
 use crate::{
     fleet::{
-        Fleet, entry,
-        program::build_programs,
-        shop,
+        Fleet, entry, shop,
         tracing::{ANSWER_LIMIT, Joined, Sent, join_traced, send, untrace_gateways},
     },
     jaeger::{Jaeger, Span, Trace},
@@ -60,14 +58,11 @@ struct Stage<'w> {
 }
 
 pub(super) async fn run(world: &World, facts: &mut Facts) -> Result<()> {
-    tokio::task::spawn_blocking(build_programs).await??;
     let program = tokio::task::spawn_blocking(tool::ensure_jaeger).await??;
     let promtool = Promtool::new(tokio::task::spawn_blocking(tool::ensure_prometheus).await??);
     let jaeger = Jaeger::start(world, program).await?;
-    let stage = Stage { fleet: Fleet::new(world)?, jaeger, promtool };
-    let told = tell(&stage, facts).await;
-    let cleaned = clean_up(&stage).await.context("taking Fairlead out of the world again");
-    told.and(cleaned)
+    let stage = Stage { fleet: Fleet::built(world).await?, jaeger, promtool };
+    and_clear(tell(&stage, facts), clean_up(&stage)).await
 }
 
 async fn tell(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {

@@ -8,11 +8,13 @@
 //!
 //! ```text
 //!  decisions ─▶ Recorder ─▶ Draft ─▶ History ─▶ views, pins
-//!                                       └─▶ records ─▶ (store)
+//!                                       ├─▶ records ─▶ (store)
+//!                                       └─▶ Extract ─▶ (copy outside of the store)
 //! ```
 
 mod cause;
 mod classes;
+mod extract;
 mod recorder;
 mod rules;
 
@@ -26,12 +28,16 @@ use fairlead_model::{Millis, Reason, RouteKey};
 use serde::Serialize;
 
 pub use cause::Facts;
+pub use extract::{Extract, Portion};
 pub use recorder::{Draft, Recorder};
 
 use classes::Classes;
 
 /// Most bytes of a record: four of these fit into one write of a store. Larger rules are not kept.
 const RECORD_BYTES_MAX: usize = 256 << 10;
+
+/// Higher revisions are not kept free for whoever asks for them.
+const ASKED_MAX: u64 = 1 << 32;
 
 /// Bounds of a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +152,8 @@ impl History {
         }
     }
 
-    /// What a store has, in whatever order.
+    /// What a store has, in whatever order. Bounds are for [`Self::add`]: what routes are pinned to, which
+    /// stays besides, is not known yet.
     pub fn restore(
         limits: Limits,
         newest: u64,
@@ -163,7 +170,6 @@ impl History {
             history.put_entry(Weighed::of(Arc::new(entry)));
         }
         history.drop_unused_rules();
-        history.prune();
         history
     }
 
@@ -193,15 +199,19 @@ impl History {
         Some(number)
     }
 
-    /// What routes are pinned to stays, whatever its age.
-    pub fn keep_pinned(&mut self, pinned: impl IntoIterator<Item = (RouteKey, u64)>) {
-        self.pinned = pinned.into_iter().map(|(route, number)| (number, route)).collect();
+    /// What routes are pinned to stays, whatever its age. Says whether that is other than before.
+    pub fn keep_pinned(&mut self, pinned: impl IntoIterator<Item = (RouteKey, u64)>) -> bool {
+        let pinned = pinned.into_iter().map(|(route, number)| (number, route)).collect();
+        std::mem::replace(&mut self.pinned, pinned) != self.pinned
     }
 
     /// Revisions from now on are above this number: somebody asks for it, and must not get what it will mean
     /// some day. So numbers do not go back either when a store is lost or an older copy of it is restored.
+    /// Not above all that a line of text can say: later revisions must have numbers that can be asked for.
     pub fn rise_above(&mut self, number: u64) {
-        self.newest = self.newest.max(number);
+        if number <= ASKED_MAX {
+            self.newest = self.newest.max(number);
+        }
     }
 
     /// The number under which rules are kept: that of the change before, when they are the same.

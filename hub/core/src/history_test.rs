@@ -287,3 +287,144 @@ fn a_pin_and_its_release_are_changes_of_their_own() {
     let told = bench.newest().causes[0].to_string();
     assert_eq!(told, "HTTPRoute shop/cart generation 1: released from revision 1");
 }
+
+fn restored(history: &History) -> History {
+    let (mut entries, mut rules) = (Vec::new(), Vec::new());
+    for record in history.records() {
+        let bytes = history.encode(&record).unwrap();
+        match record {
+            RecordKey::Entry(..) => entries.push(serde_json::from_slice(&bytes).unwrap()),
+            RecordKey::Rules(at, _) => rules.push((at, serde_json::from_slice(&bytes).unwrap())),
+        }
+    }
+    History::restore(history.limits, history.newest, entries, rules)
+}
+
+#[test]
+fn what_a_route_is_pinned_to_survives_a_restart_beyond_the_bounds() {
+    let limits = Limits { entries_of_route: 3, ..Limits::default() };
+    let mut bench = mk_bench(limits);
+    bench.round();
+    bench.history.keep_pinned([(route_key(CART), 1)]);
+    bench.wobble(5);
+    let mut again = restored(&bench.history);
+    assert!(again.rules_of(&route_key(CART), 1).is_ok());
+    assert!(again.keep_pinned([(route_key(CART), 1)]));
+    assert!(!again.keep_pinned([(route_key(CART), 1)]), "the same again is no change");
+    bench.recorder = Recorder::after(&again);
+    bench.history = again;
+    bench.wobble(1);
+    assert!(bench.history.rules_of(&route_key(CART), 1).is_ok());
+    assert_eq!(bench.history.size().entries, 4);
+}
+
+/// A history of six changes whose route is pinned to the second.
+fn mk_pinned() -> History {
+    let mut bench = mk_bench(Limits::default());
+    bench.round();
+    bench.wobble(5);
+    bench.history.keep_pinned([(route_key(CART), 2)]);
+    bench.history
+}
+
+fn numbers(history: &History) -> Vec<u64> {
+    history.list(|_| true, usize::MAX).iter().map(|entry| entry.number).collect()
+}
+
+#[test]
+fn an_extract_has_pins_first_and_then_the_newest() {
+    let history = mk_pinned();
+    let whole = history.extract(usize::MAX);
+    assert_eq!((whole.pins.len(), whole.left_out), (1, 0));
+    let mut again = History::new(Limits::default());
+    assert_eq!(again.take_in(Portion::read(&whole.text())), 6);
+    assert_eq!((again.records(), again.size()), (history.records(), history.size()));
+    assert_eq!(again.take_in(Portion::read(&whole.text())), 0);
+    // Less and less room: first the oldest go, then nothing but the newest number is left.
+    let mut sizes = BTreeSet::new();
+    for room in (0..whole.text().len()).step_by(100) {
+        let extract = history.extract(room);
+        assert!(extract.text().len() <= room + FRAME, "{room}");
+        assert_eq!(extract.pins.len() + extract.left_out, 1);
+        let mut again = History::new(Limits::default());
+        again.take_in(Portion::read(&extract.text()));
+        assert_eq!(again.size().newest, 6);
+        let mut found = numbers(&again);
+        let pinned = found.iter().position(|number| *number == 2);
+        match pinned {
+            Some(at) => drop(found.remove(at)),
+            None => assert!(!extract.pins.contains(&(route_key(CART), 2))),
+        }
+        let newest: Vec<u64> = [6, 5, 4, 3, 1].into_iter().take(found.len()).collect();
+        assert_eq!(found, newest, "{room}");
+        sizes.insert(found.len());
+    }
+    assert_eq!(sizes.last(), Some(&4));
+}
+
+/// The line that is always there.
+const FRAME: usize = 64;
+
+#[test]
+fn an_extract_that_was_damaged_costs_what_was_damaged() {
+    let text = String::from_utf8(mk_pinned().extract(usize::MAX).text()).unwrap();
+    let mut odd = text.replacen("{\"entry\"", "{\"entyr\"", 1);
+    odd.push_str("\n\n{}\n[]\nnull\n{\"newest\":18446744073709551615}\n{\"newest\":-1}\n\u{0}\n");
+    odd.push_str(&format!("{{\"entry\":\"{}\"}}\n", "x".repeat(RECORD_BYTES_MAX + 100)));
+    let portion = Portion::read(odd.as_bytes());
+    assert_eq!(portion.dropped, 8);
+    let mut history = History::new(Limits::default());
+    assert_eq!(history.take_in(portion), 5);
+    assert_eq!(history.size().newest, 6);
+    // Cut anywhere, what comes before the cut is there.
+    let mut most = 0;
+    for end in (0..=text.len()).step_by(97).chain([text.len()]) {
+        let portion = Portion::read(&text.as_bytes()[..end]);
+        assert!(portion.dropped <= 1, "{end}");
+        let taken = History::new(Limits::default()).take_in(portion);
+        assert!(taken >= most, "{end}");
+        most = taken;
+    }
+    assert_eq!(most, 6);
+}
+
+#[test]
+fn what_another_life_of_the_hub_numbered_otherwise_is_left_out() {
+    let mut bench = mk_bench(Limits::default());
+    bench.input.now = Millis(1_000_000);
+    bench.round();
+    bench.wobble(5);
+    let portion = || Portion::read(&bench.history.extract(usize::MAX).text());
+    let mk_later = |above: u64| {
+        let mut later = mk_bench(Limits::default());
+        later.input.now = Millis(2_000_000);
+        later.history.rise_above(above);
+        later.round();
+        later.history
+    };
+    // It began anew, at 1: all that was numbered above is older, and left out.
+    let mut anew = mk_later(0);
+    assert_eq!(anew.take_in(portion()), 0);
+    assert_eq!((numbers(&anew), anew.size().newest), (vec![1], 6));
+    // It knew that 3 was asked for: what is below comes before, the rest is left out.
+    let mut knew = mk_later(3);
+    assert_eq!(knew.take_in(portion()), 3);
+    assert_eq!(numbers(&knew), [4, 3, 2, 1]);
+    assert!(knew.rules_of(&route_key(CART), 3).is_ok());
+    // An older copy of the store goes on where it was.
+    let mut older = restored(&bench.history);
+    older.drop_entry(&(6, route_key(CART)));
+    assert_eq!(older.take_in(portion()), 1);
+    assert_eq!(older.records(), bench.history.records());
+}
+
+#[test]
+fn nobody_uses_up_the_numbers_by_asking_for_them() {
+    let mut bench = mk_bench(Limits::default());
+    bench.history.rise_above(u64::MAX);
+    assert_eq!(bench.round(), Some(1));
+    bench.history.rise_above(ASKED_MAX);
+    bench.wobble(2);
+    assert_eq!(bench.history.size().newest, ASKED_MAX + 2);
+    assert!(bench.history.rules_of(&route_key(CART), ASKED_MAX + 1).is_ok());
+}

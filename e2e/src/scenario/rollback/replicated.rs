@@ -10,13 +10,16 @@ use fairlead_crds::keys;
 use serde_json::json;
 
 use super::{
-    PATH, ROUTE, failures, fine, history, newest,
-    staged::{GOOD, everywhere, flags, flowing, lead_to, pass, restart_with, steps},
+    PATH, ROUTE, fine,
+    staged::{GOOD, everywhere, flags, flowing, lead_to, restart_with, steps},
     wait_condition,
 };
 use crate::{
     etcd::{Etcd, Place},
-    fleet::Fleet,
+    fleet::{
+        Fleet,
+        trial::{first_failures, pass},
+    },
     report::{Facts, Finding, figures, seconds},
     scenario::replicas::hubs::{Hub, Hubs},
 };
@@ -57,7 +60,8 @@ impl Stage<'_> {
                 self.move_over(etcd).await.map(|()| fine())
             })
             .await;
-        let before = newest(self.fleet).await.context("the history on the etcd")?.number;
+        let before =
+            self.fleet.newest_change(ROUTE).await.context("the history on the etcd")?.number;
         let name =
             "the hub that decides is killed while a change is tried: it goes on with the other";
         facts.look("e1", name, self.tried()).await;
@@ -130,13 +134,13 @@ impl Stage<'_> {
                 ("said", json!(said)),
                 ("requests", json!(report.total())),
                 ("failed", json!(report.failed())),
-                ("failures", failures(&report)),
+                ("failures", first_failures(&report)),
             ]),
         ))
     }
 
     async fn taken_over(&self, number: u64) -> Result<Finding> {
-        let before = history(self.fleet).await?;
+        let before = self.fleet.history(ROUTE).await?;
         let running = flowing(self.fleet).await?;
         let decides = self.kill(SECOND, FIRST).await?;
         self.back(SECOND).await?;
@@ -144,7 +148,7 @@ impl Stage<'_> {
         let at = running.now();
         pass(&running, AFTERWARDS).await?;
         let report = running.stop().await;
-        let after = history(self.fleet).await?;
+        let after = self.fleet.history(ROUTE).await?;
         let kept = after.iter().filter(|entry| before.contains(entry)).count();
         let routes = self.fleet.routes().await?;
         let pinned = routes.iter().any(|view| view.pinned == Some(number));
@@ -161,27 +165,27 @@ impl Stage<'_> {
                 ("pinned", json!(pinned)),
                 ("requests", json!(report.total())),
                 ("failed", json!(report.failed())),
-                ("failures", failures(&report)),
+                ("failures", first_failures(&report)),
             ]),
         ))
     }
 
     async fn released(&self) -> Result<Finding> {
-        let before = newest(self.fleet).await?.number;
+        let before = self.fleet.newest_change(ROUTE).await?.number;
         let running = flowing(self.fleet).await?;
         let line = format!("fairlead rollback {ROUTE} --release");
         self.fleet.at_hub(&line).await?.expect_success()?;
         everywhere(&running, "v2").await?;
         pass(&running, AFTERWARDS).await?;
         let report = running.stop().await;
-        let after = newest(self.fleet).await?.number;
+        let after = self.fleet.newest_change(ROUTE).await?.number;
         Ok(Finding::new(
             report.failed() == 0 && after > before,
             figures([
                 ("revision", json!(format!("{before} -> {after}"))),
                 ("requests", json!(report.total())),
                 ("failed", json!(report.failed())),
-                ("failures", failures(&report)),
+                ("failures", first_failures(&report)),
             ]),
         ))
     }

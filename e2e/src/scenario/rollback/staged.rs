@@ -11,12 +11,13 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::{LIMIT, PATH, POLICY, RATE, ROUTE, SERVICE, failures, fine, newest, wait_condition};
+use super::{LIMIT, PATH, POLICY, RATE, ROUTE, SERVICE, fine, wait_condition};
 use crate::{
     echo::BROKEN,
     fleet::{
         Fleet, shop,
         tracing::{join_traced, untrace_gateways},
+        trial::{first_failures, pass},
     },
     load::{Report, Running},
     object::ObjectKey,
@@ -127,15 +128,6 @@ pub(super) async fn flowing(fleet: &Fleet<'_>) -> Result<Running> {
     Ok(running)
 }
 
-pub(super) async fn pass(running: &Running, time: Duration) -> Result<()> {
-    let until = running.now() + time;
-    wait::until("traffic", LIMIT, || async {
-        let there = running.now() >= until;
-        Ok(if there { Look::Done(()) } else { Look::Not("not yet".into()) })
-    })
-    .await
-}
-
 /// When each entry was first answered by a version, from the start of the load.
 fn first_by(report: &Report, version: &str) -> BTreeMap<String, Duration> {
     let mut first = BTreeMap::new();
@@ -169,7 +161,7 @@ pub(super) fn steps(report: &Report, version: &str, failed: &Report) -> Finding 
             ("first_s", json!(first)),
             ("requests", json!(report.total())),
             ("failed", json!(failed.failed())),
-            ("failures", failures(failed)),
+            ("failures", first_failures(failed)),
         ]),
     )
 }
@@ -182,7 +174,7 @@ async fn good(fleet: &Fleet<'_>) -> Result<Finding> {
     everywhere(&running, "v2").await?;
     pass(&running, Duration::from_secs(2)).await?;
     let report = running.stop().await;
-    let newest = newest(fleet).await?;
+    let newest = fleet.newest_change(ROUTE).await?;
     let causes: Vec<String> = newest.causes.iter().map(ToString::to_string).collect();
     let mut finding = steps(&report, "v2", &report);
     finding.figures.insert("said".into(), json!(said));
@@ -217,7 +209,7 @@ async fn bad(fleet: &Fleet<'_>) -> Result<Finding> {
             ("said", json!(said)),
             ("stopped_after_s", json!(seconds(stopped.saturating_sub(at)))),
             ("failed_at_others", json!(others.failed())),
-            ("failures", failures(&others)),
+            ("failures", first_failures(&others)),
             ("requests_at_others", json!(others.total())),
             ("failed_where_tried", json!(tried.failed())),
             ("failed_there_later", json!(after.failed())),

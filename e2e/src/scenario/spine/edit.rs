@@ -16,6 +16,8 @@ use crate::{
 
 const NAME: &str = "edited";
 const PATH: &str = "/edited";
+/// The route that leads to the member that was lost before.
+const CART: &str = "shop/cart";
 const SERVICE: &str = "coffee";
 const HEADER: &str = "x-edition";
 
@@ -25,6 +27,8 @@ pub(super) async fn play(stage: &Stage<'_>, facts: &mut Facts) -> Result<()> {
         fleet.serve(member.name(), SERVICE, "v1", shop::REPLICAS).await?;
     }
     fleet.wait_settled().await?;
+    // A member that came back in e4 gets its share in steps: each would be a difference.
+    fleet.wait_ramped(CART).await?;
     let before = dump_members(fleet.world()).await?;
     fleet.world().hub().objects().apply(&edition("1")).await?;
     wait_edition(stage, "1").await?;

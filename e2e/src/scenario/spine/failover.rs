@@ -4,10 +4,7 @@
 //! Every member answers for every entry meanwhile, so that a third of each surviving entry's
 //! requests goes to the dead one until its agents act.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use fairlead_crds::keys;
@@ -15,8 +12,11 @@ use serde_json::json;
 
 use super::{EAST, SOUTH, Stage, WEST, wait_shares};
 use crate::{
-    fleet::shop,
-    load::{Report, Running, Tally},
+    fleet::{
+        shop,
+        trial::{RECOVERED_MAX, failures, strict},
+    },
+    load::{Report, Running},
     object::ObjectKey,
     report::{Facts, Finding, figures, milliseconds, seconds},
     wait::{self, Look},
@@ -24,7 +24,6 @@ use crate::{
 
 const VICTIM: &str = EAST;
 const RATE: f64 = 300.0;
-const RECOVERED_MAX: Duration = Duration::from_secs(10);
 const WATCH_LIMIT: Duration = Duration::from_secs(40);
 /// So much traffic is seen before the fault.
 const STEADY: Duration = Duration::from_secs(2);
@@ -107,26 +106,6 @@ async fn killed(stage: &Stage<'_>, death: Death) -> Result<Finding> {
             ("failures", json!(failures(&report))),
         ]),
     ))
-}
-
-/// An answer that is not the service's is a failure too, whatever its status: a door that is up
-/// before its routes answers 404.
-fn strict(report: &Report) -> Report {
-    let mut samples = report.samples().to_vec();
-    for sample in samples.iter_mut().filter(|sample| sample.outcome.target.is_empty()) {
-        if sample.outcome.is_success() {
-            sample.outcome.error = "not the service";
-        }
-    }
-    Report::new(samples)
-}
-
-/// What failed how, in words.
-fn failures(report: &Report) -> BTreeMap<String, usize> {
-    let failed = report.only(|sample| !sample.outcome.is_success());
-    let counts = failed.counts().into_iter();
-    let text = |tally: &Tally| format!("{} {} {}", tally.entry, tally.status, tally.error);
-    counts.map(|(tally, count)| (text(&tally).trim_end().to_owned(), count)).collect()
 }
 
 fn answered_by_victim(report: &Report) -> usize {

@@ -39,12 +39,12 @@ impl Pin {
 pub fn asked_pins(objects: &HubObjects) -> BTreeMap<RouteKey, Result<u64, String>> {
     let asked = |(key, object): (&RouteKey, &Json)| {
         let text = raw::annotation(object, keys::PIN)?;
-        let number = text.trim().parse::<u32>().ok().filter(|number| *number > 0);
+        let number = text.trim().parse::<u64>().ok().filter(|number| *number > 0);
         let bad = || {
             let text = fairlead_model::id::printable(text);
             format!("annotation {} is {text:?}, which is no revision", keys::PIN)
         };
-        Some((key.clone(), number.map(u64::from).ok_or_else(bad)))
+        Some((key.clone(), number.ok_or_else(bad)))
     };
     objects.routes.iter().filter_map(asked).collect()
 }
@@ -155,7 +155,7 @@ mod tests {
     fn the_annotation_is_a_revision_or_says_what_is_wrong() {
         let mut objects = mk_objects([1, 1], 50);
         assert_eq!(asked_pins(&objects), [(key(), Ok(4))].into());
-        for bad in ["", "0", "-1", "four", "99999999999"] {
+        for bad in ["", "0", "-1", "four", "99999999999999999999"] {
             objects.routes.get_mut(&key()).unwrap()["metadata"]["annotations"][keys::PIN] =
                 bad.into();
             assert!(asked_pins(&objects)[&key()].is_err(), "{bad}");
