@@ -122,6 +122,19 @@ mod tests {
     }
 
     #[test]
+    fn while_it_changes_there_are_two_and_endorsements() {
+        let [old, new] = [ca().certificate, ca().certificate];
+        let mut snapshot = mk_snapshot(&format!("{old}{new}"));
+        snapshot.door.endorsements = vec![new.clone()];
+        assert_eq!(said(&snapshot), (snapshot.clone(), vec![]));
+        // One endorsement that cannot be read costs them all, and not the CA.
+        snapshot.door.endorsements.push(format!("{old}{new}"));
+        let (read, notes) = said(&snapshot);
+        assert_eq!((read.door.ca_pem, read.door.endorsements), (snapshot.door.ca_pem, vec![]));
+        assert_eq!(notes, [Reason::Unreadable]);
+    }
+
+    #[test]
     fn whatever_would_spoil_the_doors_of_others_is_left_out() {
         let authority = ca();
         let leaf = rcgen::generate_simple_self_signed(["x".to_owned()]).unwrap().cert.pem();
@@ -132,7 +145,8 @@ mod tests {
             "garbage",
             garbage,
             "-----BEGIN CERTIFICATE-----\n",
-            &format!("{pem}{pem}"),
+            &pem.repeat(CAS_MAX + 1),
+            &format!("{pem}words\n{pem}"),
             &format!("{pem}{garbage}"),
             &format!("{pem}-----BEGIN "),
             &format!("words\n{pem}"),
