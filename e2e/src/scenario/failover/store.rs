@@ -39,8 +39,8 @@ struct OnSmallDisk {
     kept: PathBuf,
 }
 
-/// Room for the store as it is, and a little more.
-const DISK_KIB: u64 = 8 * 1_024;
+/// Room for the store as it is, its history of what is tried here, and more.
+const DISK_KIB: u64 = 64 * 1_024;
 
 impl OnSmallDisk {
     /// Puts a small disk under the store of a hub that does not run.
