@@ -24,10 +24,11 @@ use crate::progress::Steps;
 const PINS_NAMED: usize = 5;
 
 const AFTER_HELP: &str = "\
-Prints what a hub cannot rebuild: its CA and capability keys, what routes are pinned to and the newest part of
-the history (three Secrets), MemberClusters, and every object that it reads (Gateways, routes, grants, policies,
-and their namespaces). Not in it: what the hub computes, older history, the join tokens, and Secrets of others.
-Numbers of plans need no backup: agents tell a new hub theirs. Says which pins it lacks.
+Prints what a hub cannot rebuild: its CA and capability keys, what routes are pinned
+to with the newest part of the history (three Secrets), MemberClusters, and every object
+that it reads (Gateways, routes, grants, policies, and their namespaces). Not in it: what
+the hub computes, older history, the join tokens, and Secrets of others. Numbers of plans
+need no backup: agents tell a new hub theirs. Says which pins it lacks.
 
 With the Secrets in it, a backup is as good as the hub: pipe it through a tool that encrypts.
 

@@ -37,7 +37,7 @@ impl Show<'_, '_> {
             .await;
         // The history has it a moment after the gateways.
         fleet.newest_change(ROUTE).await?;
-        self.show_command(&format!("fairlead history {ROUTE} --limit 2")).await?;
+        self.show_command(&format!("fairlead history {ROUTE} --limit 1")).await?;
         let asked_at = self.cart.now();
         self.show_command(&format!("fairlead rollback {ROUTE} --to {then}")).await?;
         self.watch(LIMIT, |load, _| back_at(&load.so_far(), asked_at).is_some()).await;
