@@ -272,6 +272,8 @@ pub fn split(pem: &str) -> Vec<String> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     const NOW: Millis = Millis(1_800_000_000_000);
@@ -347,9 +349,9 @@ mod tests {
         let leaf = make_leaf(&cas[0], &["door".to_owned()], Purpose::Server, NOW).unwrap();
         let key = KeyPair::from_pem(&leaf.key_pem).unwrap();
         let own = ca_params("ca", NOW).unwrap().self_signed(&key).unwrap().pem();
-        assert_eq!(vouched(&pinned, &[leaf.cert_pem.clone()], &[own]), [""; 0]);
+        assert_eq!(vouched(&pinned, from_ref(&leaf.cert_pem), from_ref(&own)), [""; 0]);
         // Nor is a leaf believed as an authority.
-        assert_eq!(vouched(&[leaf.cert_pem.clone()], &[], &[leaf.cert_pem]), [""; 0]);
+        assert_eq!(vouched(from_ref(&leaf.cert_pem), &[], from_ref(&leaf.cert_pem)), [""; 0]);
     }
 
     #[test]

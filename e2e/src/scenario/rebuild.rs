@@ -93,7 +93,8 @@ impl Before {
 
 /// What plans name. The agent's own note of how it stands with its hub is no object of a plan.
 fn planned(dump: &Dump) -> Dump {
-    dump.ours_but_pods().only(|key, _| !key.ends_with(keys::CONFIG_MAP_AGENT_STATE))
+    let notes = [keys::CONFIG_MAP_AGENT_STATE, keys::CONFIG_MAP_AGENT_PINS];
+    dump.ours_but_pods().only(|key, _| !notes.iter().any(|name| key.ends_with(name)))
 }
 
 impl Stage<'_> {
