@@ -89,7 +89,8 @@ async fn killed(stage: &Stage<'_>, death: Death) -> Result<Finding> {
     .await;
     let report = strict(&load.stop().await);
     let recovered = report.recovered_after(at);
-    let before = report.only(|sample| sample.started < at);
+    // Not what was on its way when it happened.
+    let before = report.only(|sample| sample.started + sample.took < at);
     let after = report.only(|sample| sample.started >= at);
     let to_victim = answered_by_victim(&before);
     let holds = watched.is_ok()
