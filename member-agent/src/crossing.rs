@@ -1,7 +1,7 @@
 //! The member's own certificates of the crossing: its CA, the leaf of its door, the leaf of its callers.
 //!
 //! The CA is made once and pinned by peers. When somebody asks for another one, by an annotation on its
-//! Secret, it is changed step by step ([`fairlead_model::rotation`], [`authority`]): the hub says who does
+//! Secret, it is changed step by step ([`fairlead_model::rotation`], module `authority`): the hub says who does
 //! not hold the next one yet, and our own gateway is asked what it shows. Leafs are made from it and renewed
 //! after a third of their life, or as soon as they are not what they should be. Keys stay in Secrets of
 //! our own namespace. Fails by trying again; without certificates there is no door and no crossing, and
